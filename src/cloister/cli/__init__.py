@@ -1,0 +1,1 @@
+"""The ``cloister`` command: one module a command; arguments, progress and printing only."""

@@ -1,0 +1,110 @@
+"""The entry point: finds the command, turns errors into one line, a hint and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any, NamedTuple
+
+import click
+
+from cloister import __version__
+from cloister.errors import CloisterError
+
+
+class Entry(NamedTuple):
+    """Where a command lives; its module is imported only when the command is used."""
+
+    target: str
+    summary: str
+
+
+COMMANDS: dict[str, Entry] = {}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by a table, so that ``--help`` imports none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table, which is the order of the workflow."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return the command called ``cmd_name``, or None."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module, _, attribute = entry.target.partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)  # noqa: S101  (a wrong table, not a user's error)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command list from the table."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cloister")
+@click.option("--debug", is_flag=True, help="Show Python tracebacks of errors.")
+def cli(debug: bool) -> None:
+    """Run unmodified programs on machines you do not trust; only you can open the results.
+
+    \b
+    Try it:   cloister demo
+    By hand:  cloister COMMAND --help
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the code that says how it went."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; return the exit code instead of exiting."""
+    try:
+        result: Any = cli.main(args=arguments, prog_name="cloister", standalone_mode=False)
+    except CloisterError as error:
+        return _report(error, debug=_wants_traceback(arguments))
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        print("cloister: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away; do not complain again when Python flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if _wants_traceback(arguments):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"cloister: error: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _wants_traceback(arguments: list[str]) -> bool:
+    """Tell whether the global ``--debug`` stands before the command's name."""
+    for argument in arguments:
+        if not argument.startswith("-"):
+            return False
+        if argument == "--debug":
+            return True
+    return False
+
+
+def _report(error: CloisterError, *, debug: bool) -> int:
+    if debug:
+        raise error
+    print(f"cloister: error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+    return error.exit_code

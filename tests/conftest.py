@@ -1,0 +1,84 @@
+"""What every test shares: where the fixtures are, a clean set of user directories, skip policing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "tests" / "data"
+FIXTURES = Path(os.environ.get("CLOISTER_FIXTURES", ROOT.parent / "shared" / "fixtures"))
+
+# The only tests that may skip where CI=true: name prefix -> the reason that excuses it.
+ALLOWED_SKIPS: dict[str, str] = {}
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The small fixtures that travel with the repository."""
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """The full fixtures; tests that use them skip where the folder is absent."""
+    if not FIXTURES.is_dir():
+        pytest.skip(f"fixtures are absent: {FIXTURES} (set CLOISTER_FIXTURES)")
+    return FIXTURES
+
+
+@pytest.fixture(autouse=True)
+def own_user_directories(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Give each test its own XDG directories, so that none reads or writes the user's."""
+    home = tmp_path_factory.mktemp("xdg")
+    for variable in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.setenv(variable, str(home / variable.lower()))
+    monkeypatch.setenv("NO_COLOR", "1")
+    return home
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """Return a function that copies a file or tree into the test's own directory, writable."""
+
+    def copy(source: Path) -> Path:
+        target = tmp_path / source.name
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copy(source, target)
+            target.chmod(0o644)
+        return target
+
+    return copy
+
+
+_skipped: list[tuple[str, str]] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember each skipped test and its reason."""
+    if report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        _skipped.append((report.nodeid, reason))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Where CI=true, fail when a test skipped that is not excused."""
+    if os.environ.get("CI") != "true":
+        return
+    unexcused = [
+        (node, reason)
+        for node, reason in _skipped
+        if not any(node.startswith(prefix) for prefix in ALLOWED_SKIPS)
+    ]
+    if unexcused:
+        for node, reason in unexcused:
+            print(f"\nskipped without excuse: {node}: {reason}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
