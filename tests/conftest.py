@@ -1,4 +1,4 @@
-"""What every test shares: where the fixtures are, a clean set of user directories, skip policing."""
+"""What every test shares: the fixtures, clean user directories, policing of skips."""
 
 from __future__ import annotations
 

@@ -20,7 +20,17 @@ class Entry(NamedTuple):
     summary: str
 
 
-COMMANDS: dict[str, Entry] = {}
+COMMANDS: dict[str, Entry] = {
+    "demo": Entry("cloister.cli.demo:demo", "Run the whole confidential workflow on this machine."),
+    "key": Entry("cloister.cli.key:key", "Make and look at wrap keys."),
+    "encrypt": Entry("cloister.cli.encrypt:encrypt", "Encrypt files for an enclave."),
+    "decrypt": Entry("cloister.cli.decrypt:decrypt", "Decrypt results."),
+    "certs": Entry("cloister.cli.certs:certs", "Make TLS certificates for a key server."),
+    "build": Entry("cloister.cli.build:build", "Render, measure and sign an enclave."),
+    "platform": Entry("cloister.cli.platform:platform", "Show the platform; export its root."),
+    "serve": Entry("cloister.cli.serve:serve", "Release a key to the enclave you expect."),
+    "run": Entry("cloister.cli.run:run", "Run a program in its enclave."),
+}
 
 
 class LazyGroup(click.Group):
