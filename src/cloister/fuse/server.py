@@ -1,0 +1,471 @@
+"""The serving loop: one request in, one answer out, until the mount is gone.
+
+One thread serves everything: a second one gains nothing while Python holds one lock, and a single
+thread makes every request atomic. Requests that the kernel interrupts are answered when they are
+done, never earlier: none of them waits for anything but the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from cloister.errors import CloisterError
+from cloister.fuse import protocol as p
+from cloister.fuse.filesystem import (
+    Attributes,
+    Caller,
+    Change,
+    Entry,
+    Filesystem,
+    Opened,
+)
+
+MAX_WRITE = 1 << 20
+"""Largest WRITE and READ in bytes; the kernel's own limit is 256 pages."""
+
+READAHEAD = 1 << 20
+"""What we allow; the kernel stays at 128 KiB unless the mount's bdi is raised."""
+
+_WANTED = (
+    p.InitFlag.ASYNC_READ
+    | p.InitFlag.ATOMIC_O_TRUNC
+    | p.InitFlag.BIG_WRITES
+    | p.InitFlag.AUTO_INVAL_DATA
+    | p.InitFlag.DO_READDIRPLUS
+    | p.InitFlag.READDIRPLUS_AUTO
+    | p.InitFlag.PARALLEL_DIROPS
+    | p.InitFlag.MAX_PAGES
+    | p.InitFlag.CACHE_SYMLINKS
+)
+
+Answer = bytes | memoryview | Sequence[bytes | memoryview]
+
+
+class _Request(NamedTuple):
+    """The header of a request and its body."""
+
+    unique: int
+    node: int
+    uid: int
+    gid: int
+    pid: int
+    body: memoryview
+
+    def caller(self, umask: int = 0) -> Caller:
+        return Caller(self.uid, self.gid, self.pid, umask)
+
+
+class Server:
+    """Answers the kernel's requests on one ``/dev/fuse`` descriptor.
+
+    Args:
+        descriptor: an open ``/dev/fuse`` whose number was given to mount(2). It stays the caller's.
+        filesystem: what answers.
+        on_crash: told of an exception that is not an :class:`OSError`; the program sees ``EIO``
+            and serving goes on, because one bad request must not take all files away.
+    """
+
+    def __init__(
+        self, descriptor: int, filesystem: Filesystem, on_crash: Callable[[str, Exception], None]
+    ) -> None:
+        self._descriptor = descriptor
+        self._filesystem = filesystem
+        self._on_crash = on_crash
+        self._buffer = bytearray(MAX_WRITE + 4096)
+        self._view = memoryview(self._buffer)
+        self._answers: dict[int, Callable[[_Request], Answer]] = {
+            p.Opcode.LOOKUP: self._lookup,
+            p.Opcode.GETATTR: self._getattr,
+            p.Opcode.SETATTR: self._setattr,
+            p.Opcode.READLINK: lambda r: filesystem.readlink(r.node),
+            p.Opcode.SYMLINK: self._symlink,
+            p.Opcode.MKNOD: self._mknod,
+            p.Opcode.MKDIR: self._mkdir,
+            p.Opcode.UNLINK: self._unlink,
+            p.Opcode.RMDIR: self._rmdir,
+            p.Opcode.RENAME: self._rename,
+            p.Opcode.RENAME2: self._rename2,
+            p.Opcode.LINK: self._link,
+            p.Opcode.OPEN: self._open,
+            p.Opcode.READ: self._read,
+            p.Opcode.WRITE: self._write,
+            p.Opcode.STATFS: self._statfs,
+            p.Opcode.RELEASE: self._release,
+            p.Opcode.FSYNC: self._fsync,
+            p.Opcode.SETXATTR: self._setxattr,
+            p.Opcode.GETXATTR: self._getxattr,
+            p.Opcode.LISTXATTR: self._listxattr,
+            p.Opcode.REMOVEXATTR: self._removexattr,
+            p.Opcode.FLUSH: self._flush,
+            p.Opcode.OPENDIR: self._opendir,
+            p.Opcode.READDIR: self._readdir,
+            p.Opcode.READDIRPLUS: self._readdirplus,
+            p.Opcode.RELEASEDIR: self._releasedir,
+            p.Opcode.FSYNCDIR: lambda r: b"",
+            p.Opcode.CREATE: self._create,
+            p.Opcode.TMPFILE: self._tmpfile,
+            p.Opcode.FALLOCATE: self._fallocate,
+            p.Opcode.LSEEK: self._lseek,
+            p.Opcode.DESTROY: lambda r: b"",
+        }
+
+    def serve(self) -> None:
+        """Answer requests until the file system is unmounted.
+
+        Raises:
+            OSError: ``/dev/fuse`` failed in a way that is not the unmount.
+        """
+        try:
+            while self._serve_one():
+                pass
+        finally:
+            self._filesystem.destroy()
+
+    def _serve_one(self) -> bool:
+        try:
+            length = os.readv(self._descriptor, [self._buffer])
+        except OSError as error:
+            if error.errno == errno.ENODEV:  # unmounted
+                return False
+            if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):  # request was withdrawn
+                return True
+            raise
+        size, opcode, unique, node, uid, gid, pid, _, _ = p.IN_HEADER.unpack_from(self._buffer)
+        if size != length:
+            raise OSError(errno.EPROTO, f"/dev/fuse: a request of {length} bytes says {size}")
+        request = _Request(unique, node, uid, gid, pid, self._view[p.IN_HEADER.size : length])
+        if opcode == p.Opcode.FORGET:
+            self._filesystem.forget(node, p.FORGET_IN.unpack_from(request.body)[0])
+        elif opcode == p.Opcode.BATCH_FORGET:
+            self._batch_forget(request)
+        elif opcode == p.Opcode.INIT:
+            self._send(unique, 0, self._init(request))
+        elif opcode != p.Opcode.INTERRUPT:
+            self._send(unique, *self._answer(opcode, request))
+        return True
+
+    def _answer(self, opcode: int, request: _Request) -> tuple[int, Answer]:
+        """Return an error number (0 is success) and the body of the answer."""
+        answer = self._answers.get(opcode)
+        if answer is None:
+            return errno.ENOSYS, b""
+        try:
+            return 0, answer(request)
+        except OSError as error:
+            return error.errno or errno.EIO, b""
+        except Exception as error:
+            self._on_crash(p.Opcode(opcode).name, error)
+            return errno.EIO, b""
+
+    def _send(self, unique: int, error: int, body: Answer) -> None:
+        parts: Sequence[bytes | memoryview] = (
+            [body] if isinstance(body, (bytes, memoryview)) else body
+        )
+        length = p.OUT_HEADER.size + sum(len(part) for part in parts)
+        header = p.OUT_HEADER.pack(length, -error, unique)
+        try:
+            os.writev(self._descriptor, [header, *parts])
+        except OSError as problem:
+            # ENOENT: the caller was killed meanwhile. ENODEV: unmounted; the next read says so.
+            if problem.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+
+    def _init(self, request: _Request) -> bytes:
+        major, minor, readahead, flags = p.INIT_IN.unpack_from(request.body)
+        if major != p.MAJOR or minor < p.OLDEST_MINOR:
+            raise CloisterError(
+                f"/dev/fuse: the kernel speaks FUSE {major}.{minor}, "
+                f"at least {p.MAJOR}.{p.OLDEST_MINOR} is needed",
+                hint="use Linux 5.4 or later",
+            )
+        return p.INIT_OUT.pack(
+            p.MAJOR,
+            min(minor, p.MINOR),
+            min(readahead, READAHEAD) or readahead,
+            int(_WANTED & flags),
+            64,
+            48,
+            MAX_WRITE,
+            1,
+            MAX_WRITE // 4096,
+            0,
+            0,
+            0,
+            0,
+        )
+
+    def _batch_forget(self, request: _Request) -> None:
+        count, _ = p.BATCH_FORGET_IN.unpack_from(request.body)
+        start = p.BATCH_FORGET_IN.size
+        end = start + count * p.FORGET_ONE.size
+        for node, times in p.FORGET_ONE.iter_unpack(request.body[start:end]):
+            self._filesystem.forget(node, times)
+
+    def _lookup(self, r: _Request) -> bytes:
+        return _entry(self._filesystem.lookup(r.node, bytes(r.body[:-1])))
+
+    def _getattr(self, r: _Request) -> bytes:
+        flags, _, handle = p.GETATTR_IN.unpack_from(r.body)
+        given = handle if flags & p.GETATTR_HAS_HANDLE else None
+        return _attr_out(r.node, *self._filesystem.getattr(r.node, given))
+
+    def _setattr(self, r: _Request) -> bytes:
+        return _attr_out(r.node, *self._filesystem.setattr(r.node, _change(r.body)))
+
+    def _symlink(self, r: _Request) -> bytes:
+        name, target = p.names(r.body)
+        return _entry(self._filesystem.symlink(r.node, name, target))
+
+    def _mknod(self, r: _Request) -> bytes:
+        mode, _, umask, _ = p.MKNOD_IN.unpack_from(r.body)
+        (name,) = p.names(r.body, p.MKNOD_IN.size)
+        return _entry(self._filesystem.mknod(r.node, name, mode, r.caller(umask)))
+
+    def _mkdir(self, r: _Request) -> bytes:
+        mode, umask = p.MKDIR_IN.unpack_from(r.body)
+        (name,) = p.names(r.body, p.MKDIR_IN.size)
+        return _entry(self._filesystem.mkdir(r.node, name, mode, r.caller(umask)))
+
+    def _unlink(self, r: _Request) -> bytes:
+        self._filesystem.unlink(r.node, bytes(r.body[:-1]))
+        return b""
+
+    def _rmdir(self, r: _Request) -> bytes:
+        self._filesystem.rmdir(r.node, bytes(r.body[:-1]))
+        return b""
+
+    def _rename(self, r: _Request) -> bytes:
+        (target,) = p.RENAME_IN.unpack_from(r.body)
+        old, new = p.names(r.body, p.RENAME_IN.size)
+        self._filesystem.rename(r.node, old, target, new, 0)
+        return b""
+
+    def _rename2(self, r: _Request) -> bytes:
+        target, flags, _ = p.RENAME2_IN.unpack_from(r.body)
+        old, new = p.names(r.body, p.RENAME2_IN.size)
+        self._filesystem.rename(r.node, old, target, new, flags)
+        return b""
+
+    def _link(self, r: _Request) -> bytes:
+        (node,) = p.LINK_IN.unpack_from(r.body)
+        (name,) = p.names(r.body, p.LINK_IN.size)
+        return _entry(self._filesystem.link(node, r.node, name))
+
+    def _open(self, r: _Request) -> bytes:
+        flags, _ = p.OPEN_IN.unpack_from(r.body)
+        return _open_out(self._filesystem.open(r.node, flags, r.caller()))
+
+    def _create(self, r: _Request) -> list[bytes]:
+        flags, mode, umask, _ = p.CREATE_IN.unpack_from(r.body)
+        (name,) = p.names(r.body, p.CREATE_IN.size)
+        entry, opened = self._filesystem.create(r.node, name, flags, mode, r.caller(umask))
+        return [_entry(entry), _open_out(opened)]
+
+    def _tmpfile(self, r: _Request) -> list[bytes]:
+        flags, mode, umask, _ = p.CREATE_IN.unpack_from(r.body)
+        entry, opened = self._filesystem.tmpfile(r.node, flags, mode, r.caller(umask))
+        return [_entry(entry), _open_out(opened)]
+
+    def _read(self, r: _Request) -> bytes | memoryview:
+        handle, offset, size, *_ = p.READ_IN.unpack_from(r.body)
+        return self._filesystem.read(r.node, handle, offset, size)
+
+    def _write(self, r: _Request) -> bytes:
+        handle, offset, size, *_ = p.WRITE_IN.unpack_from(r.body)
+        data = r.body[p.WRITE_IN.size : p.WRITE_IN.size + size]
+        return p.WRITE_OUT.pack(self._filesystem.write(r.node, handle, offset, data), 0)
+
+    def _flush(self, r: _Request) -> bytes:
+        self._filesystem.flush(r.node, p.FLUSH_IN.unpack_from(r.body)[0])
+        return b""
+
+    def _fsync(self, r: _Request) -> bytes:
+        handle, flags, _ = p.FSYNC_IN.unpack_from(r.body)
+        self._filesystem.fsync(r.node, handle, bool(flags & p.FSYNC_DATA_ONLY))
+        return b""
+
+    def _release(self, r: _Request) -> bytes:
+        self._filesystem.release(r.node, p.RELEASE_IN.unpack_from(r.body)[0])
+        return b""
+
+    def _opendir(self, r: _Request) -> bytes:
+        return _open_out(self._filesystem.opendir(r.node, r.caller()))
+
+    def _releasedir(self, r: _Request) -> bytes:
+        self._filesystem.releasedir(r.node, p.RELEASE_IN.unpack_from(r.body)[0])
+        return b""
+
+    def _readdir(self, r: _Request) -> bytes:
+        handle, offset, size, *_ = p.READ_IN.unpack_from(r.body)
+        out = bytearray()
+        for position, listed in enumerate(self._filesystem.readdir(r.node, handle, offset)):
+            record = _dirent(listed.name, listed.node, listed.mode, offset + position + 1)
+            if len(out) + len(record) > size:
+                break
+            out += record
+        return bytes(out)
+
+    def _readdirplus(self, r: _Request) -> bytes:
+        handle, offset, size, *_ = p.READ_IN.unpack_from(r.body)
+        out = bytearray()
+        for position, listed in enumerate(self._filesystem.readdir(r.node, handle, offset)):
+            name, node, mode = listed
+            if (
+                len(out) + p.ENTRY_OUT.size + p.ATTR.size + p.DIRENT.size + p.padded(len(name))
+                > size
+            ):
+                break
+            out += self._entry_of(r.node, name)
+            out += _dirent(name, node, mode, offset + position + 1)
+        return bytes(out)
+
+    def _entry_of(self, parent: int, name: bytes) -> bytes:
+        """Return the entry that READDIRPLUS sends with a name, or zeros: "look it up yourself"."""
+        if name not in (b".", b".."):
+            try:
+                return _entry(self._filesystem.lookup(parent, name))
+            except OSError:
+                return bytes(p.ENTRY_OUT.size + p.ATTR.size)
+        return bytes(p.ENTRY_OUT.size + p.ATTR.size)
+
+    def _statfs(self, r: _Request) -> bytes:
+        s = self._filesystem.statfs(r.node)
+        return p.STATFS_OUT.pack(
+            s.blocks,
+            s.free,
+            s.available,
+            s.files,
+            s.free_files,
+            s.block_size,
+            s.name_length,
+            s.block_size,
+            0,
+        )
+
+    def _setxattr(self, r: _Request) -> bytes:
+        size, flags = p.SETXATTR_IN.unpack_from(r.body)
+        name, _, rest = bytes(r.body[p.SETXATTR_IN.size :]).partition(b"\0")
+        self._filesystem.setxattr(r.node, name, rest[:size], flags)
+        return b""
+
+    def _getxattr(self, r: _Request) -> bytes:
+        size, _ = p.GETXATTR_IN.unpack_from(r.body)
+        (name,) = p.names(r.body, p.GETXATTR_IN.size)
+        return _sized(self._filesystem.getxattr(r.node, name), size)
+
+    def _listxattr(self, r: _Request) -> bytes:
+        size, _ = p.GETXATTR_IN.unpack_from(r.body)
+        return _sized(b"".join(n + b"\0" for n in self._filesystem.listxattr(r.node)), size)
+
+    def _removexattr(self, r: _Request) -> bytes:
+        self._filesystem.removexattr(r.node, bytes(r.body[:-1]))
+        return b""
+
+    def _fallocate(self, r: _Request) -> bytes:
+        handle, offset, length, mode, _ = p.FALLOCATE_IN.unpack_from(r.body)
+        self._filesystem.fallocate(r.node, handle, offset, length, mode)
+        return b""
+
+    def _lseek(self, r: _Request) -> bytes:
+        handle, offset, whence, _ = p.LSEEK_IN.unpack_from(r.body)
+        return p.LSEEK_OUT.pack(self._filesystem.lseek(r.node, handle, offset, whence))
+
+
+def _change(body: memoryview) -> Change:
+    """Turn ``fuse_setattr_in`` into a :class:`Change`."""
+    (
+        valid,
+        _,
+        handle,
+        size,
+        _,
+        atime,
+        mtime,
+        _,
+        atime_nsec,
+        mtime_nsec,
+        _,
+        mode,
+        _,
+        uid,
+        gid,
+        _,
+    ) = p.SETATTR_IN.unpack_from(body)
+    flags = p.SetAttr
+    return Change(
+        mode=mode if valid & flags.MODE else None,
+        uid=uid if valid & flags.UID else None,
+        gid=gid if valid & flags.GID else None,
+        size=size if valid & flags.SIZE else None,
+        atime_ns=_nanoseconds(atime, atime_nsec) if valid & flags.ATIME else None,
+        mtime_ns=_nanoseconds(mtime, mtime_nsec) if valid & flags.MTIME else None,
+        handle=handle if valid & flags.HANDLE else None,
+    )
+
+
+def _nanoseconds(seconds: int, nanoseconds: int) -> int:
+    """Join the two fields of a time; seconds are signed 64 bit in an unsigned field."""
+    if seconds >= 1 << 63:
+        seconds -= 1 << 64
+    return seconds * 1_000_000_000 + nanoseconds
+
+
+def _attr(node: int, a: Attributes) -> bytes:
+    atime, atime_nsec = divmod(a.atime_ns, 1_000_000_000)
+    mtime, mtime_nsec = divmod(a.mtime_ns, 1_000_000_000)
+    ctime, ctime_nsec = divmod(a.ctime_ns, 1_000_000_000)
+    return p.ATTR.pack(
+        node,
+        a.size,
+        a.blocks,
+        atime & 0xFFFFFFFFFFFFFFFF,
+        mtime & 0xFFFFFFFFFFFFFFFF,
+        ctime & 0xFFFFFFFFFFFFFFFF,
+        atime_nsec,
+        mtime_nsec,
+        ctime_nsec,
+        a.mode,
+        a.links,
+        a.uid,
+        a.gid,
+        a.device,
+        a.block_size,
+        0,
+    )
+
+
+def _entry(entry: Entry) -> bytes:
+    node, attributes, name_seconds, attribute_seconds = entry
+    return p.ENTRY_OUT.pack(
+        node,
+        0,
+        int(name_seconds),
+        int(attribute_seconds),
+        int(name_seconds % 1 * 1e9),
+        int(attribute_seconds % 1 * 1e9),
+    ) + _attr(node, attributes)
+
+
+def _attr_out(node: int, attributes: Attributes, seconds: float) -> bytes:
+    return p.ATTR_OUT.pack(int(seconds), int(seconds % 1 * 1e9), 0) + _attr(node, attributes)
+
+
+def _open_out(opened: Opened) -> bytes:
+    return p.OPEN_OUT.pack(opened.handle, opened.flags, 0)
+
+
+def _dirent(name: bytes, node: int, mode: int, next_offset: int) -> bytes:
+    record = p.DIRENT.pack(node, next_offset, len(name), mode >> 12) + name
+    return record.ljust(p.padded(len(record)), b"\0")
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    """Answer an extended-attribute request: size 0 asks how long the value is."""
+    if size == 0:
+        return p.XATTR_OUT.pack(len(value), 0)
+    if len(value) > size:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    return value

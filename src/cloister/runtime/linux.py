@@ -1,0 +1,112 @@
+"""System calls that Python's standard library of 3.10 does not offer, through the C library.
+
+Numbers are those of x86-64 Linux (``<linux/prctl.h>``, ``<linux/sched.h>``, ``<sys/mount.h>``).
+Every function raises :class:`OSError` with the kernel's ``errno``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MNT_DETACH = 2
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_CAPBSET_DROP = 24
+_PR_SET_SECUREBITS = 28
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
+_SECBIT_NOROOT_AND_LOCKS = 0b00101111  # NOROOT, NO_SETUID_FIXUP, their locks, KEEP_CAPS locked
+_SYS_CAPSET = 126
+_SYS_PIVOT_ROOT = 155
+_CAPABILITY_VERSION_3 = 0x20080522
+_LAST_POSSIBLE_CAPABILITY = 63
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+
+
+def unshare(flags: int) -> None:
+    """Move the calling process into new namespaces, unshare(2)."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
+    """Mount, mount(2). ``kind`` None is for bind mounts and remounts."""
+    _check(
+        _libc.mount(
+            source.encode(),
+            target.encode(),
+            None if kind is None else kind.encode(),
+            ctypes.c_ulong(flags),
+            data.encode() or None,
+        ),
+        target,
+    )
+
+
+def unmount_lazily(target: str) -> None:
+    """Detach a mount now and drop it when nobody uses it, umount2(2) with MNT_DETACH."""
+    _check(_libc.umount2(target.encode(), MNT_DETACH), target)
+
+
+def pivot_root_here() -> None:
+    """Make the current directory the root and drop the old one, pivot_root(2).
+
+    The old root is stacked on top of the new one for a moment and detached from there, so that no
+    directory is needed to hold it.
+    """
+    _check(_libc.syscall(_SYS_PIVOT_ROOT, b".", b"."), "pivot_root")
+    unmount_lazily(".")
+    os.chdir("/")
+
+
+def die_with_parent(signal: int) -> None:
+    """Ask for ``signal`` when the parent dies."""
+    _prctl(_PR_SET_PDEATHSIG, signal)
+
+
+def set_dumpable(allowed: bool) -> None:
+    """Allow or forbid core dumps, ptrace and ``/proc/PID/mem`` of this process."""
+    _prctl(_PR_SET_DUMPABLE, int(allowed))
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent dies."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def drop_privileges() -> None:
+    """Give up every capability for good, in this process and whatever it executes."""
+    _prctl(_PR_SET_SECUREBITS, _SECBIT_NOROOT_AND_LOCKS)
+    for capability in range(_LAST_POSSIBLE_CAPABILITY + 1):
+        if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
+            break  # past the last capability that this kernel knows
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    nothing = (ctypes.c_uint32 * 6)()
+    _check(_libc.syscall(_SYS_CAPSET, header, nothing), "capset")
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    _check(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), f"prctl {option}")
