@@ -41,3 +41,159 @@ class RefusedError(CloisterError):
     """Refused by policy, or something failed verification."""
 
     exit_code = 3
+
+
+# --- platforms, attestation, RA-TLS, key release -------------------------------------------------
+
+
+class PlatformError(CloisterError):
+    """The platform on which an enclave should run is missing, broken or cannot do what is asked."""
+
+
+class EnclaveStartError(RefusedError):
+    """The processor refused to start the enclave (EINIT)."""
+
+
+class MeasurementMismatchError(EnclaveStartError):
+    """Manifest or runtime image are not those that were signed."""
+
+    default_hint = (
+        "the manifest or the runtime image changed after signing; build and sign again"
+        " (cloister build), or restore the signed files"
+    )
+
+
+class KeyRequestError(RefusedError):
+    """The processor refused to derive a key (EGETKEY)."""
+
+
+class ReportMacError(RefusedError):
+    """A local report was not made on this processor for this enclave."""
+
+    default_hint = "reports can be checked only by the enclave they are aimed at, on one machine"
+
+
+class AttestationError(RefusedError):
+    """A quote was not accepted."""
+
+
+class MalformedQuoteError(AttestationError):
+    """The bytes are not one whole quote."""
+
+    default_hint = "pass the quote exactly as read from /dev/attestation/quote"
+
+
+class UnsupportedQuoteError(AttestationError):
+    """A well-formed quote of a kind that is not verified."""
+
+
+class UntrustedRootError(AttestationError):
+    """The quote's certificates do not lead to a root that is trusted."""
+
+
+class RootValidityError(AttestationError):
+    """The trusted root certificate is not valid at the time of verification."""
+
+
+class CertificateChainError(AttestationError):
+    """The certificates of the quote or of the collateral do not hold."""
+
+
+class RevokedError(AttestationError):
+    """A certificate, the quoting enclave or the TCB level is revoked."""
+
+    default_hint = "keys of this platform may be known to others; do not release secrets to it"
+
+
+class CollateralError(AttestationError):
+    """The collateral is broken, or belongs to another kind of platform."""
+
+    default_hint = "fetch or export the collateral of the platform that made the quote"
+
+
+class ExpiredCollateralError(CollateralError):
+    """The collateral is out of date, or not yet valid."""
+
+    default_hint = (
+        "get fresh collateral; for a simulated platform: cloister platform export FILE;"
+        " if it is fresh, check this machine's clock"
+    )
+
+
+class QuoteSignatureError(AttestationError):
+    """A signature in the quote is wrong: it was changed or forged."""
+
+    default_hint = "the quote was altered or forged; do not trust its sender"
+
+
+class QuotingEnclaveError(AttestationError):
+    """The enclave that signed the quote is not the genuine quoting enclave."""
+
+
+class TcbStatusError(AttestationError):
+    """The platform's TCB status or its advisories are not accepted by the policy."""
+
+    default_hint = (
+        "update the platform's firmware and microcode, or accept the status by name"
+        " (--accept-tcb STATUS) if its advisories do not concern you"
+    )
+
+
+class DebugEnclaveError(AttestationError):
+    """The enclave runs in debug mode: its memory is readable from outside."""
+
+    default_hint = "build without sgx.debug = true; debug enclaves are never given secrets"
+
+
+class EnclaveAttributesError(AttestationError):
+    """The enclave has attributes that it must not have, or lacks one that it must."""
+
+
+class WrongMeasurementError(AttestationError):
+    """Another enclave than expected: MRENCLAVE, MRTD or a runtime register differs."""
+
+    default_hint = (
+        "another program, manifest or runtime; if the change was meant,"
+        " tell the verifier the new measurement"
+    )
+
+
+class WrongSignerError(AttestationError):
+    """The enclave was signed by someone else, is another product or too old a version."""
+
+
+class ReportDataError(AttestationError):
+    """The quote was made for another purpose: its report data is not the expected one."""
+
+
+class PolicyError(InputError):
+    """A policy that cannot be used: it names no enclave, or contradicts itself."""
+
+
+class RaTlsError(RefusedError):
+    """A TLS peer's certificate carries no acceptable evidence."""
+
+
+class EvidenceFormatError(RaTlsError):
+    """The certificate's evidence is missing or malformed."""
+
+
+class BindingError(RaTlsError):
+    """The evidence does not belong to the certificate's key (a replayed quote)."""
+
+    default_hint = "the quote was made for another key: a replayed or forged certificate"
+
+
+class ProvisioningError(CloisterError):
+    """No secret was received."""
+
+
+class ProvisioningRefusedError(ProvisioningError):
+    """A key server answered, but did not release its secret to this enclave."""
+
+    exit_code = 3
+    default_hint = "the key server's log says which check failed; ask its owner"
+
+
+class ProtocolError(ProvisioningError):
+    """The peer does not speak the Secret Provisioning protocol."""
