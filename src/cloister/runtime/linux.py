@@ -7,6 +7,7 @@ Every function raises :class:`OSError` with the kernel's ``errno``.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 CLONE_NEWNS = 0x00020000
@@ -101,7 +102,9 @@ def drop_privileges() -> None:
     _prctl(_PR_SET_SECUREBITS, _SECBIT_NOROOT_AND_LOCKS)
     for capability in range(_LAST_POSSIBLE_CAPABILITY + 1):
         if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
-            break  # past the last capability that this kernel knows
+            if ctypes.get_errno() == errno.EINVAL:
+                break  # past the last capability that this kernel knows
+            _check(-1, f"dropping capability {capability}")
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     nothing = (ctypes.c_uint32 * 6)()
     _check(_libc.syscall(_SYS_CAPSET, header, nothing), "capset")

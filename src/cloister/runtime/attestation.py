@@ -1,0 +1,190 @@
+"""``/dev/attestation``: pseudo-files through which a program meets its enclave.
+
+Files, sizes and semantics are Gramine's: ``my_target_info`` (512 bytes), ``target_info`` (512,
+writable), ``user_report_data`` (64, writable), ``report`` (432), ``quote``, ``attestation_type``
+and ``keys/NAME`` (16 raw bytes); besides, Graphene's ``protected_files_key`` (32 hex digits).
+What a readable file holds is made when it is opened and stays so for that descriptor. A write
+replaces the whole value; shorter input is padded with zeros, longer input is cut. The written
+values belong to a process; a child starts with zeros.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from cloister.fuse.filesystem import Attributes, Caller, Change, OpenFlag
+from cloister.platforms.base import Enclave
+from cloister.runtime.keyring import KEY_SIZE, Keyring
+from cloister.runtime.nodes import Handle, Node, SyntheticDirectory, refuse
+
+REPORT_DATA_SIZE = 64
+TARGET_INFO_SIZE = 512
+
+Reader = Callable[[Caller], bytes]
+Writer = Callable[[Caller, bytes], None]
+
+
+class PseudoFile(Node):
+    """A file whose content is made when it is opened."""
+
+    def __init__(self, read: Reader, write: Writer | None = None) -> None:
+        self._read = read
+        self._write = write
+
+    def attributes(self) -> Attributes:
+        """Return size 0 and the mode: readers read to the end, whatever ``stat`` says."""
+        mode = 0o444 if self._write is None else 0o666
+        return Attributes(mode=stat.S_IFREG | mode)
+
+    def change(self, change: Change, handle: Handle | None) -> None:
+        """Accept truncation, which every shell redirection asks for, and nothing else."""
+        if self._write is None or change.mode is not None:
+            refuse(errno.EACCES)
+
+    def open(self, flags: int, caller: Caller) -> Handle:
+        """Make the content now."""
+        return _PseudoHandle(self, self._read(caller), self._write, caller)
+
+
+class _PseudoHandle(Handle):
+    flags = OpenFlag.DIRECT_IO
+
+    def __init__(
+        self, node: PseudoFile, content: bytes, write: Writer | None, caller: Caller
+    ) -> None:
+        self._node = node
+        self._content = content
+        self._write = write
+        self._caller = caller
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._content[offset : offset + size]
+
+    def write(self, offset: int, data: memoryview) -> int:
+        if self._write is None:
+            refuse(errno.EACCES)
+        value = bytes(data)
+        self._write(self._caller, value)
+        self._content = value
+        return len(value)
+
+    def attributes(self) -> Attributes:
+        return self._node.attributes()
+
+
+class _State:
+    """What one process wrote."""
+
+    def __init__(self) -> None:
+        self.target_info = bytes(TARGET_INFO_SIZE)
+        self.report_data = bytes(REPORT_DATA_SIZE)
+
+
+class _Process(NamedTuple):
+    """A process that cannot be mistaken for a later one of the same number."""
+
+    number: int
+    started: str
+
+
+def _process_of(caller: Caller) -> _Process:
+    """Return the process that a thread belongs to."""
+    try:
+        status = Path(f"/proc/{caller.pid}/status").read_text(encoding="utf-8")
+        number = int(status.partition("\nTgid:")[2].split(None, 1)[0])
+        # The name in parentheses may hold anything; the start time is the 20th field behind it.
+        fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except (OSError, ValueError, IndexError):
+        refuse(errno.EACCES)
+    return _Process(number, fields[19])
+
+
+class _Values:
+    """``user_report_data`` and ``target_info`` of every process."""
+
+    def __init__(self) -> None:
+        self._states: dict[_Process, _State] = {}
+
+    def of(self, caller: Caller) -> _State:
+        return self._states.setdefault(_process_of(caller), _State())
+
+    def set_report_data(self, caller: Caller, value: bytes) -> None:
+        self.of(caller).report_data = value[:REPORT_DATA_SIZE].ljust(REPORT_DATA_SIZE, b"\0")
+
+    def set_target_info(self, caller: Caller, value: bytes) -> None:
+        self.of(caller).target_info = value[:TARGET_INFO_SIZE].ljust(TARGET_INFO_SIZE, b"\0")
+
+
+def attestation_directory(
+    enclave: Enclave | None, keys: Keyring, *, remote_attestation: bool
+) -> SyntheticDirectory:
+    """Build ``/dev/attestation``; without an enclave (direct mode) it holds only ``keys``.
+
+    Args:
+        enclave: the running enclave.
+        keys: the wrap keys, readable and settable under ``keys/``.
+        remote_attestation: ``sgx.remote_attestation`` is not "none": there is a ``quote``.
+    """
+    directory = SyntheticDirectory()
+    directory.mounted[b"keys"] = _keys_directory(enclave, keys)
+    if enclave is None:
+        return directory
+    values = _Values()
+
+    def report(caller: Caller) -> bytes:
+        state = values.of(caller)
+        if not any(state.target_info):
+            state.target_info = enclave.target_info()
+        return enclave.report(state.target_info, state.report_data)
+
+    directory.mounted |= {
+        b"attestation_type": PseudoFile(lambda _: b"dcap" if remote_attestation else b"none"),
+        b"my_target_info": PseudoFile(lambda _: enclave.target_info()),
+        b"target_info": PseudoFile(lambda _: b"", values.set_target_info),
+        b"user_report_data": PseudoFile(lambda _: b"", values.set_report_data),
+        b"report": PseudoFile(report),
+        b"protected_files_key": _graphene_key(keys),
+    }
+    if remote_attestation:
+        directory.mounted[b"quote"] = PseudoFile(
+            lambda caller: enclave.quote(values.of(caller).report_data)
+        )
+    return directory
+
+
+def _keys_directory(enclave: Enclave | None, keys: Keyring) -> SyntheticDirectory:
+    directory = SyntheticDirectory()
+    for name in keys:
+        sealing = name in SEALING_KEYS and enclave is not None
+        directory.mounted[name.encode()] = _key_file(keys, name, writable=not sealing)
+    return directory
+
+
+SEALING_KEYS = ("_sgx_mrenclave", "_sgx_mrsigner")
+"""Keys that the platform derives for the enclave; read-only."""
+
+
+def _key_file(keys: Keyring, name: str, *, writable: bool) -> PseudoFile:
+    def write(caller: Caller, value: bytes) -> None:
+        if len(value) != KEY_SIZE:
+            refuse(errno.EACCES)
+        keys.set(name, value)
+
+    return PseudoFile(lambda _: keys.get(name) or b"", write if writable else None)
+
+
+def _graphene_key(keys: Keyring) -> PseudoFile:
+    def write(caller: Caller, value: bytes) -> None:
+        try:
+            key = bytes.fromhex(value.decode("ascii"))
+        except ValueError:
+            refuse(errno.EACCES)
+        if len(value) != 2 * KEY_SIZE or len(key) != KEY_SIZE or "default" not in keys:
+            refuse(errno.EACCES)
+        keys.set("default", key)
+
+    return PseudoFile(lambda _: (keys.get("default") or b"").hex().encode(), write)

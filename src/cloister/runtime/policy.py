@@ -1,0 +1,144 @@
+"""Which host files a program may touch: decisions only, no I/O.
+
+A file is named by its *URI path*: the mount's URI without ``file:`` joined with the path below the
+mount, normalised as text, never resolved through symbolic links. Relative and absolute paths are
+different names. This is the naming of Graphene and Gramine, so that their manifests mean the same.
+
+Where those leave holes, this is stricter: the target of a rename is checked like a creation, and a
+trusted file cannot be unlinked, renamed or replaced.
+"""
+
+from __future__ import annotations
+
+import errno
+import posixpath
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Protocol
+
+from cloister.manifest.index import TrustedEntry
+
+
+class Intent(Enum):
+    """What a program wants of a file; the value is the word of the log line."""
+
+    READ = "read"
+    WRITE = "write"
+    CREATE = "creation"
+    REMOVE = "removal"
+    RENAME = "renaming"
+
+
+class DeniedError(OSError):
+    """The manifest does not grant this; ``reason`` says why, ``mend`` what would permit it."""
+
+    def __init__(self, reason: str, mend: str, number: int = errno.EACCES) -> None:
+        super().__init__(number, reason)
+        self.reason = reason
+        self.mend = mend
+
+
+class Rules(Protocol):
+    """What decides: strict in an enclave, permissive in direct mode."""
+
+    checks_content: bool
+
+    def trusted(self, path: str) -> TrustedEntry | None:
+        """Return the digests of a trusted file, or None where content is not checked."""
+
+    def check(self, path: str, intent: Intent) -> None:
+        """Return if ``intent`` on ``path`` is granted, else raise :class:`DeniedError`."""
+
+    def changes_on_host(self, path: str) -> bool:
+        """Tell whether somebody outside may change what the program sees of ``path``."""
+
+
+def normalise(path: str) -> str:
+    """Normalise a URI path as text: no ``//``, ``.`` or inner ``..``; ``""`` becomes ``.``."""
+    normal = posixpath.normpath(path)
+    return normal[1:] if normal.startswith("//") else normal
+
+
+class EnclaveRules:
+    """The rules of an enclave: trusted files, allowed files, nothing else.
+
+    Args:
+        lookup: finds the digests of a trusted URI path, None if it is not trusted.
+        allowed: URI paths of allowed files and directories; a directory allows all below it.
+        let_through: ``sgx.file_check_policy = "allow_all_but_log"``: called with the path of each
+            unlisted file that is let through; None denies them.
+    """
+
+    checks_content = True
+
+    def __init__(
+        self,
+        lookup: Callable[[str], TrustedEntry | None],
+        allowed: Iterable[str],
+        let_through: Callable[[str, Intent], None] | None = None,
+    ) -> None:
+        self._lookup = lookup
+        self._allowed = frozenset(normalise(path) for path in allowed)
+        self._let_through = let_through
+
+    def trusted(self, path: str) -> TrustedEntry | None:
+        """Return the digests of a trusted file. A file that is also allowed counts as allowed."""
+        return None if self._is_allowed(path) else self._lookup(path)
+
+    def check(self, path: str, intent: Intent) -> None:
+        """Decide; see :class:`Rules`."""
+        if self._is_allowed(path):
+            return
+        if self._lookup(path) is not None:
+            if intent is not Intent.READ:
+                raise DeniedError(
+                    "trusted files are read-only",
+                    f'list "file:{path}" in sgx.allowed_files instead '
+                    "(the host can then change it)",
+                )
+            return
+        if self._let_through is not None:
+            self._let_through(path, intent)
+            return
+        if intent is Intent.READ:
+            raise DeniedError(
+                "not a trusted, allowed or encrypted file",
+                f'add "file:{path}" to sgx.trusted_files and build again',
+            )
+        raise DeniedError(
+            "the manifest allows no writing there",
+            f'mount an encrypted or tmpfs directory there, or add "file:{path}" to '
+            "sgx.allowed_files (the host can then read and change it)",
+        )
+
+    def changes_on_host(self, path: str) -> bool:
+        """Tell whether ``path`` is open to the host: only what is allowed or let through."""
+        return self._let_through is not None or self._is_allowed(path)
+
+    def _is_allowed(self, path: str) -> bool:
+        if not self._allowed:
+            return False
+        if path in self._allowed:
+            return True
+        end = len(path)
+        while (end := path.rfind("/", 0, end)) > 0:
+            if path[:end] in self._allowed:
+                return True
+        return path.startswith("/") and "/" in self._allowed
+
+
+class DirectRules:
+    """The rules of direct mode: everything that is mounted may be read and written."""
+
+    checks_content = False
+
+    def trusted(self, path: str) -> TrustedEntry | None:
+        """Return None: nothing is checked."""
+        return None
+
+    def check(self, path: str, intent: Intent) -> None:
+        """Grant everything."""
+
+    def changes_on_host(self, path: str) -> bool:
+        """Return True: files are the host's."""
+        return True

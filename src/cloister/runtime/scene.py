@@ -1,0 +1,84 @@
+"""What all host nodes of one tree share, and how a host's attributes are shown and changed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cloister.fuse.filesystem import Attributes, Change
+from cloister.runtime.nodes import Node, refuse
+from cloister.runtime.policy import DeniedError, Intent, Rules
+
+HOST_SECONDS = 1.0
+"""Seconds for which the kernel may remember what the host may change."""
+
+
+@dataclass
+class Scene:
+    """What all host nodes of one tree share.
+
+    Attributes:
+        rules: decide what may be touched.
+        report: told once for each denial: inside path, URI path, intent, error.
+        uid, gid: owner that the program sees.
+        encrypted: makes the node of an encrypted file (set by the tree builder).
+        protected_key: names the key of a protected file by its URI path (Graphene's dialect).
+    """
+
+    rules: Rules
+    report: Callable[[str, Intent, OSError], None]
+    uid: int = 0
+    gid: int = 0
+    encrypted: Callable[[str, str, str], Node] | None = None
+    protected_key: Callable[[str], str | None] = field(default=lambda path: None)
+
+    def require(self, path: str, intent: Intent) -> None:
+        """Check ``intent`` and report a denial before it is raised."""
+        try:
+            self.rules.check(path, intent)
+        except DeniedError as denied:
+            self.report(path, intent, denied)
+            raise
+
+
+def shown(scene: Scene, status: os.stat_result, size: int | None = None) -> Attributes:
+    """Turn a host's ``stat`` into what the program sees."""
+    return Attributes(
+        mode=status.st_mode,
+        size=status.st_size if size is None else size,
+        links=status.st_nlink,
+        uid=scene.uid,
+        gid=scene.gid,
+        atime_ns=status.st_atime_ns,
+        mtime_ns=status.st_mtime_ns,
+        ctime_ns=status.st_ctime_ns,
+        blocks=status.st_blocks,
+    )
+
+
+def change_on_host(target: str | int, change: Change) -> None:
+    """Apply mode, size and times to a host file; owners are the program's imagination."""
+    if change.mode is not None:
+        os.chmod(target, stat.S_IMODE(change.mode))
+    if change.size is not None:
+        os.truncate(target, change.size)
+    if change.atime_ns is not None or change.mtime_ns is not None:
+        now = os.stat(target)
+        atime = now.st_atime_ns if change.atime_ns is None else change.atime_ns
+        mtime = now.st_mtime_ns if change.mtime_ns is None else change.mtime_ns
+        os.utime(target, ns=(atime, mtime))
+
+
+_RENAME_NOREPLACE = 1
+
+
+def rename_on_host(old: str, new: str, flags: int) -> None:
+    """Rename on the host; of renameat2's flags only RENAME_NOREPLACE is offered."""
+    if flags & ~_RENAME_NOREPLACE:
+        refuse(errno.EINVAL)
+    if flags & _RENAME_NOREPLACE and os.path.lexists(new):
+        refuse(errno.EEXIST)
+    os.rename(old, new)

@@ -1,0 +1,329 @@
+"""The tree as a FUSE file system: numbers for nodes and handles, and nothing else.
+
+A node gets a number when the kernel first hears of it and loses it when the kernel forgets it.
+What a mount occupies is found before what the directory itself holds, and stays.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import stat
+from collections.abc import Iterable
+
+from cloister.fuse.filesystem import (
+    Attributes,
+    Caller,
+    Change,
+    Entry,
+    Filesystem,
+    Listed,
+    Opened,
+    OpenFlag,
+    Statistics,
+)
+from cloister.fuse.protocol import ROOT_NODE
+from cloister.runtime.host import HostDirectory, relocate
+from cloister.runtime.nodes import Directory, Handle, Node, refuse
+
+_UNKNOWN_NUMBER = 0xFFFFFFFF
+"""Inode number of names that the kernel lists before it looked them up."""
+
+
+class _Known:
+    """A node that the kernel knows: its number, its place, and how often it was told."""
+
+    __slots__ = ("children", "name", "node", "number", "parent", "references")
+
+    def __init__(self, number: int, node: Node, parent: _Known | None, name: bytes) -> None:
+        self.number = number
+        self.node = node
+        self.parent = parent
+        self.name = name
+        self.references = 0
+        self.children: dict[bytes, _Known] = {}
+
+
+class View(Filesystem):
+    """Serves a tree of nodes.
+
+    Args:
+        root: the node of ``/``.
+    """
+
+    def __init__(self, root: Directory) -> None:
+        self._numbers = itertools.count(ROOT_NODE + 1)
+        self._known: dict[int, _Known] = {ROOT_NODE: _Known(ROOT_NODE, root, None, b"")}
+        self._handle_numbers = itertools.count(1)
+        self._handles: dict[int, Handle] = {}
+        self._listings: dict[int, list[Listed]] = {}
+
+    # Names
+
+    def lookup(self, parent: int, name: bytes) -> Entry:
+        """See :class:`Filesystem`. A name that does not exist is remembered as such."""
+        place = self._known[parent]
+        directory = self._directory(parent)
+        known = place.children.get(name)
+        try:
+            if known is not None:
+                return self._entry(known, _checked_kind(known.node))
+            node = directory.mounted.get(name) or directory.child(name)
+            return self._add(place, name, node)
+        except FileNotFoundError:
+            if known is not None:
+                self._detach(known)
+            return Entry(0, _NOTHING, directory.negative_seconds, 0)
+
+    def _add(self, place: _Known, name: bytes, node: Node) -> Entry:
+        attributes = _attributes_or_none(node)
+        known = _Known(next(self._numbers), node, place, name)
+        self._known[known.number] = known
+        place.children[name] = known
+        return self._entry(known, attributes)
+
+    def _entry(self, known: _Known, attributes: Attributes) -> Entry:
+        known.references += 1
+        node = known.node
+        return Entry(known.number, attributes, node.name_seconds, node.attribute_seconds)
+
+    def _detach(self, known: _Known) -> None:
+        """Take a node out of the tree; the kernel may go on using its number."""
+        if known.parent is not None:
+            known.parent.children.pop(known.name, None)
+            known.parent = None
+
+    def forget(self, node: int, count: int) -> None:
+        """See :class:`Filesystem`."""
+        known = self._known.get(node)
+        if known is None or node == ROOT_NODE:
+            return
+        known.references -= count
+        if known.references <= 0:
+            self._detach(known)
+            del self._known[node]
+
+    # Attributes
+
+    def getattr(self, node: int, handle: int | None) -> tuple[Attributes, float]:
+        """See :class:`Filesystem`."""
+        known = self._known[node]
+        if handle is not None and handle in self._handles:
+            attributes = self._handles[handle].attributes()
+        else:
+            attributes = known.node.attributes()
+        return attributes, known.node.attribute_seconds
+
+    def setattr(self, node: int, change: Change) -> tuple[Attributes, float]:
+        """See :class:`Filesystem`."""
+        handle = None if change.handle is None else self._handles.get(change.handle)
+        self._known[node].node.change(change, handle)
+        return self.getattr(node, change.handle)
+
+    def readlink(self, node: int) -> bytes:
+        """See :class:`Filesystem`."""
+        return self._known[node].node.readlink()
+
+    def statfs(self, node: int) -> Statistics:
+        """See :class:`Filesystem`."""
+        return self._known[node].node.statistics()
+
+    def getxattr(self, node: int, name: bytes) -> bytes:
+        """See :class:`Filesystem`."""
+        return self._known[node].node.get_xattr(name)
+
+    def setxattr(self, node: int, name: bytes, value: bytes, flags: int) -> None:
+        """See :class:`Filesystem`."""
+        self._known[node].node.set_xattr(name, value, flags)
+
+    def listxattr(self, node: int) -> list[bytes]:
+        """See :class:`Filesystem`."""
+        return self._known[node].node.list_xattr()
+
+    def removexattr(self, node: int, name: bytes) -> None:
+        """See :class:`Filesystem`."""
+        self._known[node].node.remove_xattr(name)
+
+    # Creating, removing, renaming
+
+    def create(
+        self, parent: int, name: bytes, flags: int, mode: int, caller: Caller
+    ) -> tuple[Entry, Opened]:
+        """See :class:`Filesystem`."""
+        self._require_free(parent, name)
+        node, handle = self._directory(parent).create(name, flags, mode, caller)
+        return self._add(self._known[parent], name, node), self._opened(handle)
+
+    def mknod(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
+        """Create a regular file; other kinds are refused."""
+        if not stat.S_ISREG(mode):
+            refuse(errno.EPERM)
+        entry, opened = self.create(parent, name, 0, mode, caller)
+        self.release(entry.node, opened.handle)
+        return entry
+
+    def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
+        """See :class:`Filesystem`."""
+        self._require_free(parent, name)
+        node = self._directory(parent).mkdir(name, mode & ~caller.umask)
+        return self._add(self._known[parent], name, node)
+
+    def symlink(self, parent: int, name: bytes, target: bytes) -> Entry:
+        """See :class:`Filesystem`."""
+        self._require_free(parent, name)
+        return self._add(self._known[parent], name, self._directory(parent).symlink(name, target))
+
+    def link(self, node: int, parent: int, name: bytes) -> Entry:
+        """See :class:`Filesystem`."""
+        self._require_free(parent, name)
+        linked = self._directory(parent).link(self._known[node].node, name)
+        return self._add(self._known[parent], name, linked)
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """See :class:`Filesystem`."""
+        self._require_free(parent, name)
+        directory = self._directory(parent)
+        known = self._known[parent].children.get(name)
+        directory.unlink(name, directory.child(name) if known is None else known.node)
+        if known is not None:
+            self._detach(known)
+
+    def rmdir(self, parent: int, name: bytes) -> None:
+        """See :class:`Filesystem`."""
+        self._require_free(parent, name)
+        self._directory(parent).rmdir(name)
+        known = self._known[parent].children.get(name)
+        if known is not None:
+            self._detach(known)
+
+    def rename(self, parent: int, name: bytes, target: int, new: bytes, flags: int) -> None:
+        """See :class:`Filesystem`."""
+        self._require_free(parent, name)
+        self._require_free(target, new)
+        source, goal = self._known[parent], self._known[target]
+        directory = self._directory(parent)
+        moved = source.children.get(name)
+        node = directory.child(name) if moved is None else moved.node
+        directory.rename(name, node, self._directory(target), new, flags)
+        replaced = goal.children.get(new)
+        if replaced is not None:
+            replaced.node.detach()
+            self._detach(replaced)
+        if moved is not None:
+            del source.children[name]
+            moved.parent, moved.name = goal, new
+            goal.children[new] = moved
+            _relocate_below(moved)
+
+    def _require_free(self, parent: int, name: bytes) -> None:
+        """Refuse to touch a name that a mount occupies."""
+        if name in self._directory(parent).mounted:
+            refuse(errno.EBUSY)
+
+    # Open files
+
+    def open(self, node: int, flags: int, caller: Caller) -> Opened:
+        """See :class:`Filesystem`."""
+        return self._opened(self._known[node].node.open(flags, caller))
+
+    def _opened(self, handle: Handle) -> Opened:
+        number = next(self._handle_numbers)
+        self._handles[number] = handle
+        return Opened(number, handle.flags)
+
+    def read(self, node: int, handle: int, offset: int, size: int) -> bytes | memoryview:
+        """See :class:`Filesystem`."""
+        return self._handles[handle].read(offset, size)
+
+    def write(self, node: int, handle: int, offset: int, data: memoryview) -> int:
+        """See :class:`Filesystem`."""
+        return self._handles[handle].write(offset, data)
+
+    def flush(self, node: int, handle: int) -> None:
+        """See :class:`Filesystem`."""
+        self._handles[handle].flush()
+
+    def fsync(self, node: int, handle: int, data_only: bool) -> None:
+        """See :class:`Filesystem`."""
+        self._handles[handle].fsync()
+
+    def release(self, node: int, handle: int) -> None:
+        """See :class:`Filesystem`."""
+        self._handles.pop(handle).release()
+
+    def fallocate(self, node: int, handle: int, offset: int, length: int, mode: int) -> None:
+        """See :class:`Filesystem`."""
+        self._handles[handle].fallocate(offset, length, mode)
+
+    def lseek(self, node: int, handle: int, offset: int, whence: int) -> int:
+        """See :class:`Filesystem`."""
+        return self._handles[handle].lseek(offset, whence)
+
+    # Open directories
+
+    def opendir(self, node: int, caller: Caller) -> Opened:
+        """Take a snapshot of the names, so that a stream sees each name once."""
+        known = self._known[node]
+        directory = self._directory(node)
+        above = node if known.parent is None else known.parent.number
+        listing = [Listed(b".", node, stat.S_IFDIR), Listed(b"..", above, stat.S_IFDIR)]
+        names = dict(directory.entries())
+        for name, mounted in directory.mounted.items():
+            names[name] = stat.S_IFMT(mounted.attributes().mode)
+        for name, mode in names.items():
+            child = known.children.get(name)
+            listing.append(Listed(name, _UNKNOWN_NUMBER if child is None else child.number, mode))
+        number = next(self._handle_numbers)
+        self._listings[number] = listing
+        flags = OpenFlag.CACHE_DIR | OpenFlag.KEEP_CACHE
+        return Opened(number, flags if directory.attribute_seconds > 1 else OpenFlag.NONE)
+
+    def readdir(self, node: int, handle: int, offset: int) -> Iterable[Listed]:
+        """See :class:`Filesystem`."""
+        return itertools.islice(self._listings[handle], offset, None)
+
+    def releasedir(self, node: int, handle: int) -> None:
+        """See :class:`Filesystem`."""
+        del self._listings[handle]
+
+    def destroy(self) -> None:
+        """Release what is still open: the kernel sends no RELEASE for a mount that died."""
+        for number in list(self._handles):
+            self._handles.pop(number).release()
+
+    def _directory(self, node: int) -> Directory:
+        directory = self._known[node].node
+        if not isinstance(directory, Directory):
+            refuse(errno.ENOTDIR)
+        return directory
+
+
+_NOTHING = Attributes(mode=0)
+
+
+def _checked_kind(node: Node) -> Attributes:
+    """Return the attributes of a known node if it is still of the same kind on the host."""
+    attributes = _attributes_or_none(node)
+    if isinstance(node, Directory) != stat.S_ISDIR(attributes.mode):
+        raise FileNotFoundError(errno.ENOENT, "the host replaced it")
+    return attributes
+
+
+def _attributes_or_none(node: Node) -> Attributes:
+    """Return the attributes; a file that refuses them can still be named, and so removed."""
+    try:
+        return node.attributes()
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return Attributes(mode=stat.S_IFREG)
+
+
+def _relocate_below(moved: _Known) -> None:
+    """Tell everything below a renamed directory where it is now."""
+    node = moved.node
+    if not isinstance(node, HostDirectory):
+        return
+    for name, child in moved.children.items():
+        relocate(child.node, *node.places(name))
+        _relocate_below(child)
