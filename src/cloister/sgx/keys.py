@@ -100,6 +100,11 @@ class EnclaveIdentity:
     isv_ext_prod_id: bytes = bytes(16)
     isv_family_id: bytes = bytes(16)
 
+    @property
+    def debug(self) -> bool:
+        """Whether the enclave's memory may be read from outside."""
+        return bool(self.flags & Attribute.DEBUG)
+
 
 @dataclasses.dataclass(frozen=True)
 class KeyRequest:
@@ -136,9 +141,14 @@ class KeyRequest:
 class FusedKeys:
     """What makes one processor different from all others: 16 secret bytes a purpose."""
 
-    seal: bytes = dataclasses.field(repr=False)
-    report: bytes = dataclasses.field(repr=False)
-    owner_epoch: bytes = dataclasses.field(repr=False)
+    seal: bytearray = dataclasses.field(repr=False)
+    report: bytearray = dataclasses.field(repr=False)
+    owner_epoch: bytearray = dataclasses.field(repr=False)
+
+    def wipe(self) -> None:
+        """Overwrite the keys with zeros."""
+        for key in (self.seal, self.report, self.owner_epoch):
+            key[:] = bytes(len(key))
 
 
 def derive_key(
@@ -209,7 +219,7 @@ def _report_dependencies(
     return _DEPENDENCIES.pack(
         {
             "key_name": KeyName.REPORT,
-            "owner_epoch": fused.owner_epoch,
+            "owner_epoch": bytes(fused.owner_epoch),
             "flags": identity.flags,
             "xfrm": identity.xfrm,
             "mr_enclave": identity.mr_enclave,
@@ -223,9 +233,7 @@ def _report_dependencies(
     )
 
 
-def _seal_dependencies(
-    fused: FusedKeys, identity: EnclaveIdentity, request: KeyRequest
-) -> bytes:
+def _seal_dependencies(fused: FusedKeys, identity: EnclaveIdentity, request: KeyRequest) -> bytes:
     # INIT and DEBUG are never masked away: a debug enclave must not get a production key.
     always_bound = Attribute.INIT | Attribute.DEBUG
     by_enclave = bool(request.policy & KeyPolicy.MRENCLAVE)
@@ -237,7 +245,7 @@ def _seal_dependencies(
             "isv_prod_id": identity.isv_prod_id,
             "isv_svn": request.isv_svn,
             "config_svn": request.config_svn,
-            "owner_epoch": fused.owner_epoch,
+            "owner_epoch": bytes(fused.owner_epoch),
             "flags": identity.flags & (request.flags_mask | always_bound),
             "xfrm": identity.xfrm & request.xfrm_mask,
             "flags_mask": request.flags_mask,
@@ -252,7 +260,7 @@ def _seal_dependencies(
     )
 
 
-def _prf(key: bytes, message: bytes) -> bytes:
+def _prf(key: bytearray, message: bytes) -> bytes:
     cmac = CMAC(AES128(key))
     cmac.update(message)
     return cmac.finalize()

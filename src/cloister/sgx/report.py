@@ -102,11 +102,6 @@ class ReportBody:
         return cls(**_BODY.unpack(data))
 
 
-def body_reserved_is_zero(data: bytes) -> bool:
-    """Tell whether the reserved bytes of a 384-byte report body are all zero."""
-    return _BODY.reserved_is_zero(data)
-
-
 @dataclasses.dataclass(frozen=True)
 class Report:
     """A REPORT: a body and its MAC under the report key of the enclave it is meant for."""

@@ -1,0 +1,97 @@
+"""Trust anchors: the root certificates under which quotes are believed.
+
+Intel's root is built in. Every other root belongs to a simulated platform (or to someone who
+plays Intel's part) and is believed only by a verifier that was given it by name; what it
+vouches for is always called SIMULATED.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import hashlib
+import importlib.resources
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from cloister.errors import InputError
+
+INTEL_ROOT_SHA256 = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3"
+"""SHA-256 of the DER of "Intel SGX Root CA" (valid 2018-05-21 to 2049-12-31)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrustAnchor:
+    """A root certificate that the verifier chose to believe."""
+
+    certificate: x509.Certificate
+
+    @property
+    def der(self) -> bytes:
+        """The certificate in DER."""
+        return self.certificate.public_bytes(Encoding.DER)
+
+    @property
+    def certificate_pem(self) -> str:
+        """The certificate in PEM."""
+        return self.certificate.public_bytes(Encoding.PEM).decode()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the DER, lower-case hex."""
+        return hashlib.sha256(self.der).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """The certificate's subject, for people."""
+        return self.certificate.subject.rfc4514_string()
+
+    @property
+    def simulated(self) -> bool:
+        """Whether no hardware stands behind it: true for every root but Intel's own."""
+        return self.fingerprint != INTEL_ROOT_SHA256
+
+    @classmethod
+    def from_pem(cls, pem: str | bytes) -> TrustAnchor:
+        """Read one certificate.
+
+        Raises:
+            InputError: not one PEM certificate.
+        """
+        data = pem.encode() if isinstance(pem, str) else pem
+        try:
+            (certificate,) = x509.load_pem_x509_certificates(data)
+        except ValueError as error:
+            raise InputError("root certificate: expected exactly one PEM certificate") from error
+        return cls(certificate)
+
+    def is_valid_at(self, now: datetime.datetime) -> bool:
+        """Tell whether ``now`` (aware) lies within the certificate's validity."""
+        certificate = self.certificate
+        return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
+
+    def issued(self, certificate: x509.Certificate) -> bool:
+        """Tell whether this root signed ``certificate`` (or is it)."""
+        if certificate == self.certificate:
+            return True
+        try:
+            certificate.verify_directly_issued_by(self.certificate)
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+        return True
+
+
+@functools.cache
+def intel() -> TrustAnchor:
+    """Return Intel's SGX and TDX root."""
+    pem = importlib.resources.files(__package__).joinpath("intel_sgx_root.pem").read_bytes()
+    anchor = TrustAnchor.from_pem(pem)
+    if anchor.fingerprint != INTEL_ROOT_SHA256:
+        raise InputError(
+            f"intel_sgx_root.pem: fingerprint {anchor.fingerprint}, expected {INTEL_ROOT_SHA256}",
+            hint="the installed package was changed; install it again",
+        )
+    return anchor

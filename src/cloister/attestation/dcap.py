@@ -1,0 +1,136 @@
+"""The one place that calls dcap-qvl: its claims, and its errors as ours.
+
+Measured on dcap-qvl 0.7.0: the policy form of its call gives the richer claims but hides causes,
+so that a failure is looked up again with the plain form. That one is asked only why, never
+whether.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import json
+import re
+from typing import Any
+
+import dcap_qvl  # type: ignore[import-untyped]
+from cryptography import x509
+
+from cloister.attestation.anchors import TrustAnchor
+from cloister.attestation.collateral import Collateral
+from cloister.errors import (
+    AttestationError,
+    CertificateChainError,
+    CollateralError,
+    DebugEnclaveError,
+    ExpiredCollateralError,
+    MalformedQuoteError,
+    QuoteSignatureError,
+    QuotingEnclaveError,
+    RevokedError,
+    TcbStatusError,
+    UnsupportedQuoteError,
+)
+
+# The first pattern that is found in the library's text names the cause.
+_CAUSES: tuple[tuple[str, type[AttestationError], str], ...] = (
+    (r"CertRevoked", RevokedError, "a certificate is on the revocation list"),
+    (r"CrlExpired", ExpiredCollateralError, "a revocation list is out of date"),
+    (r"CertExpired", ExpiredCollateralError, "a certificate has expired"),
+    (r"CertNotValidYet", ExpiredCollateralError, "a certificate is not valid yet"),
+    (r"TCBInfo expired", ExpiredCollateralError, "the TCB info is out of date"),
+    (r"QE Identity expired", ExpiredCollateralError, "the QE identity is out of date"),
+    (r"TCBInfo issue date is in the future", ExpiredCollateralError, "TCB info of the future"),
+    (r"QE Identity issue date is in", ExpiredCollateralError, "QE identity of the future"),
+    (r"TCB status is invalid: Revoked", RevokedError, "the TCB level is revoked"),
+    (r"Fmspc mismatch", CollateralError, "the collateral is for another kind of platform (FMSPC)"),
+    (r"Signature is invalid for tcb_info", CollateralError, "wrong signature of the TCB info"),
+    (r"Signature is invalid for qe_identity", CollateralError, "wrong signature of the QE identity"),
+    (r"ISV enclave report signature", QuoteSignatureError, "wrong signature of the quote"),
+    (r"Signature is invalid for qe_report", QuoteSignatureError, "wrong signature of the QE report"),
+    (r"QE report hash mismatch", QuoteSignatureError, "the QE vouches for another key"),
+    (r"Invalid QE auth data", MalformedQuoteError, "QE auth data of the wrong length"),
+    (r"QE report validation failed", QuotingEnclaveError, "the QE is in debug mode"),
+    (r"QE ISVSVN", QuotingEnclaveError, "the QE is older than any accepted version"),
+    (r"QE [A-Z]+ mismatch", QuotingEnclaveError, "not the genuine quoting enclave"),
+    (r"No matching (QE )?TCB level", TcbStatusError, "the TCB is below all known levels"),
+    (r"Debug mode is enabled", DebugEnclaveError, "the enclave is in debug mode"),
+    (r"Unknown QE vendor", UnsupportedQuoteError, "unknown vendor of the quoting enclave"),
+    (r"Unsupported DCAP PCK cert format", UnsupportedQuoteError, "no certificate chain in it"),
+    (r"Failed to decode quote", MalformedQuoteError, "the quote cannot be decoded"),
+    (r"InvalidCrlSignature", CollateralError, "a revocation list is not by its issuer"),
+    (r"Failed to parse (root CA|PCK) CRL", CollateralError, "a revocation list cannot be read"),
+    (r"UnknownRevocationStatus", CollateralError, "a revocation list of an issuer is missing"),
+    (r"Failed to (decode|parse) (TcbInfo|QE|tcb|qe)", CollateralError, "the JSON is damaged"),
+    (r"certificate|Certificate|UnknownIssuer|Intel extension", CertificateChainError, "bad chain"),
+)  # fmt: skip
+
+
+def verified_claims(
+    quote: bytes, collateral: Collateral, anchor: TrustAnchor, now: int
+) -> dict[str, Any]:
+    """Verify the quote's whole chain of signatures up to ``anchor`` and return the claims.
+
+    Args:
+        quote: the quote.
+        collateral: for the quote's FMSPC.
+        anchor: the root; its own validity is the caller's to check.
+        now: seconds since 1970.
+
+    Raises:
+        AttestationError: a subclass for each cause.
+    """
+    material = dcap_qvl.QuoteCollateralV3(**dataclasses.asdict(collateral))
+    policy = dcap_qvl.QuotePolicy.claims_only(now)
+    try:
+        claims = _verifier(anchor.der).verify_with_policy(quote, material, now, policy)
+    except ValueError as error:
+        raise _explain(quote, material, anchor, now, error) from error
+    parsed: dict[str, Any] = json.loads(claims.to_json())
+    return parsed
+
+
+@functools.lru_cache(maxsize=16)
+def _verifier(root_der: bytes) -> dcap_qvl.QuoteVerifier:
+    return dcap_qvl.QuoteVerifier(root_der)
+
+
+def _explain(
+    quote: bytes,
+    material: dcap_qvl.QuoteCollateralV3,
+    anchor: TrustAnchor,
+    now: int,
+    error: ValueError,
+) -> AttestationError:
+    try:
+        dcap_qvl.verify_with_root_ca(quote, material, anchor.der, now)
+    except ValueError as detailed:
+        error = detailed
+    return error_of(str(error))
+
+
+def error_of(text: str) -> AttestationError:
+    """Return our error for dcap-qvl's error text; its own words stay in parentheses."""
+    words = " ".join(text.removeprefix("Verification failed: ").split())
+    for pattern, error, meaning in _CAUSES:
+        if re.search(pattern, words):
+            return error(f"{meaning} ({words})")
+    return AttestationError(f"quote verification failed ({words})")
+
+
+def pck_chain(certification_data: bytes) -> list[x509.Certificate]:
+    """Return the certificates of a quote's PEM chain (certification data type 5).
+
+    Raises:
+        CertificateChainError: not PEM certificates.
+    """
+    try:
+        return x509.load_pem_x509_certificates(certification_data.rstrip(b"\0"))
+    except ValueError as error:
+        raise CertificateChainError("the quote's certificate chain cannot be read") from error
+
+
+def as_utc(seconds: int) -> datetime.datetime:
+    """Return an aware time from seconds since 1970."""
+    return datetime.datetime.fromtimestamp(seconds, tz=datetime.timezone.utc)

@@ -1,0 +1,90 @@
+"""What a genuine quote proves, after verification and before any policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from typing import Any
+
+from cloister.attestation.anchors import TrustAnchor
+from cloister.sgx.quote import Quote, TdReport
+from cloister.sgx.report import ReportBody
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """Facts vouched for by the root ``anchor``.
+
+    Attributes:
+        quote: the quote; its header and body are signed.
+        anchor: the root that vouches.
+        tcb_status: the worse of the platform's and the quoting enclave's status.
+        advisories: advisories that apply to the platform's TCB level, sorted.
+        tcb_date: date of the platform's TCB level.
+        fmspc: kind of platform, 6 bytes.
+        ppid: the platform's own identifier.
+        collateral_expires: when the first piece of the collateral runs out.
+    """
+
+    quote: Quote
+    anchor: TrustAnchor
+    tcb_status: str
+    advisories: tuple[str, ...]
+    tcb_date: datetime.datetime
+    fmspc: bytes
+    ppid: bytes
+    collateral_expires: datetime.datetime
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the root is anything but Intel's."""
+        return self.anchor.simulated
+
+    @property
+    def sgx(self) -> ReportBody | None:
+        """The SGX report body, or None in a TDX quote."""
+        report = self.quote.report
+        return report if isinstance(report, ReportBody) else None
+
+    @property
+    def tdx(self) -> TdReport | None:
+        """The TD report, or None in an SGX quote."""
+        report = self.quote.report
+        return report if isinstance(report, TdReport) else None
+
+    @property
+    def report_data(self) -> bytes:
+        """The 64 bytes that the enclave chose."""
+        return self.quote.report_data
+
+    @property
+    def identity(self) -> str:
+        """The measurement in one short text, for logs."""
+        report = self.quote.report
+        if isinstance(report, TdReport):
+            return f"MRTD {report.mr_td.hex()}"
+        return f"MRENCLAVE {report.mr_enclave.hex()}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts for JSON."""
+        return {
+            "tee": "TDX" if self.quote.is_tdx else "SGX",
+            "simulated": self.simulated,
+            "root": self.anchor.name,
+            "root_sha256": self.anchor.fingerprint,
+            "tcb_status": self.tcb_status,
+            "advisories": list(self.advisories),
+            "tcb_date": self.tcb_date.isoformat(),
+            "fmspc": self.fmspc.hex(),
+            "collateral_expires": self.collateral_expires.isoformat(),
+            "report": report_dict(self.quote),
+        }
+
+
+def report_dict(quote: Quote) -> dict[str, Any]:
+    """Return the fields of a quote's body for JSON; byte strings as hex."""
+    return {
+        name: value.hex() if isinstance(value, bytes) else value
+        for name, value in dataclasses.asdict(quote.report).items()
+        if value is not None
+    }

@@ -1,0 +1,380 @@
+"""Policies: which genuine enclaves are the expected ones.
+
+A policy is a small object that looks at verified evidence and returns a :class:`Check`. Bigger
+ones are made with :func:`all_of` and :func:`any_of`. Each policy says which subjects it names;
+nothing is accepted that no policy names: one that does not say which enclave it means is
+refused before any quote is looked at, and the TCB status defaults to UpToDate alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+from collections.abc import Iterable
+from typing import Protocol
+
+from cloister.attestation.evidence import Evidence
+from cloister.attestation.verdict import Check
+from cloister.errors import (
+    AttestationError,
+    EnclaveAttributesError,
+    PolicyError,
+    ReportDataError,
+    TcbStatusError,
+    WrongMeasurementError,
+    WrongSignerError,
+)
+
+UP_TO_DATE = "UpToDate"
+TCB_STATUSES = (
+    UP_TO_DATE,
+    "SWHardeningNeeded",
+    "ConfigurationNeeded",
+    "ConfigurationAndSWHardeningNeeded",
+    "OutOfDate",
+    "OutOfDateConfigurationNeeded",
+    "TDRelaunchAdvised",
+    "TDRelaunchAdvisedConfigurationNeeded",
+)
+"""Statuses that a policy may accept; Revoked is never one of them."""
+
+
+class Subject(enum.Enum):
+    """What a policy can speak about; a usable policy speaks about both."""
+
+    IDENTITY = "which enclave"
+    TCB = "which TCB status"
+
+
+class Policy(Protocol):
+    """One condition on verified evidence."""
+
+    @property
+    def names(self) -> frozenset[Subject]:
+        """The subjects that evidence accepted by this policy was judged on."""
+        ...
+
+    def verify(self, evidence: Evidence) -> Check:
+        """Judge the evidence."""
+        ...
+
+
+_IDENTITY = frozenset({Subject.IDENTITY})
+_NOTHING: frozenset[Subject] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class MrEnclave:
+    """The enclave is one of these measurements (32 bytes each)."""
+
+    accepted: frozenset[bytes]
+    names = _IDENTITY
+
+    def __init__(self, *accepted: bytes) -> None:
+        _require_sizes("MRENCLAVE", accepted, 32)
+        object.__setattr__(self, "accepted", frozenset(accepted))
+
+    def verify(self, evidence: Evidence) -> Check:
+        """Compare MRENCLAVE; a TDX quote has none and fails."""
+        found = evidence.sgx.mr_enclave if evidence.sgx else None
+        return _one_of("MRENCLAVE", found, self.accepted, WrongMeasurementError)
+
+
+@dataclasses.dataclass(frozen=True)
+class MrSigner:
+    """The enclave is this signer's product, in this security version or a newer one.
+
+    Attributes:
+        signer: MRSIGNER, 32 bytes.
+        isv_prod_id: the signer's product number.
+        minimum_isv_svn: lowest accepted security version.
+    """
+
+    signer: bytes
+    isv_prod_id: int
+    minimum_isv_svn: int
+    names = _IDENTITY
+
+    def __post_init__(self) -> None:
+        _require_sizes("MRSIGNER", [self.signer], 32)
+
+    def verify(self, evidence: Evidence) -> Check:
+        """Compare MRSIGNER, ISVPRODID and ISVSVN."""
+        report = evidence.sgx
+        if report is None:
+            return Check("MRSIGNER", False, "a TDX quote", self.signer.hex(), WrongSignerError)
+        parts = (
+            _one_of("MRSIGNER", report.mr_signer, {self.signer}, WrongSignerError),
+            Check(
+                "ISVPRODID",
+                report.isv_prod_id == self.isv_prod_id,
+                str(report.isv_prod_id),
+                str(self.isv_prod_id),
+                WrongSignerError,
+                "another product of the same signer",
+            ),
+            Check(
+                "ISVSVN",
+                report.isv_svn >= self.minimum_isv_svn,
+                str(report.isv_svn),
+                f"{self.minimum_isv_svn} or above",
+                WrongSignerError,
+                "an old version of the enclave; run the present one",
+            ),
+        )
+        return _all("signer", parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class MrTd:
+    """The TDX virtual machine has this initial measurement and these runtime registers.
+
+    Attributes:
+        mr_td: 48 bytes.
+        rtmrs: register number (0 to 3) -> 48 bytes; registers that are not named are free.
+    """
+
+    mr_td: bytes
+    rtmrs: tuple[tuple[int, bytes], ...] = ()
+    names = _IDENTITY
+
+    def __post_init__(self) -> None:
+        _require_sizes("MRTD", [self.mr_td, *(value for _, value in self.rtmrs)], 48)
+        if any(number not in range(4) for number, _ in self.rtmrs):
+            raise PolicyError("RTMR: there are registers 0 to 3")
+
+    def verify(self, evidence: Evidence) -> Check:
+        """Compare MRTD and the named RTMRs."""
+        report = evidence.tdx
+        if report is None:
+            return Check("MRTD", False, "an SGX quote", self.mr_td.hex(), WrongMeasurementError)
+        parts = [_one_of("MRTD", report.mr_td, {self.mr_td}, WrongMeasurementError)]
+        for number, value in self.rtmrs:
+            found: bytes = getattr(report, f"rtmr{number}")
+            parts.append(_one_of(f"RTMR{number}", found, {value}, WrongMeasurementError))
+        return _all("TDX measurements", parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class AnyEnclave:
+    """Any genuine enclave at all: proves a platform, not a program. Never for secrets."""
+
+    names = _IDENTITY
+
+    def verify(self, evidence: Evidence) -> Check:
+        """Accept."""
+        return Check("enclave", True, f"{evidence.identity} (any enclave is accepted)", "any")
+
+
+@dataclasses.dataclass(frozen=True)
+class TcbStatus:
+    """The platform's TCB status is one of these; all advisories are accepted with it.
+
+    Attributes:
+        accepted: names as in :data:`TCB_STATUSES`.
+    """
+
+    accepted: frozenset[str]
+    names = frozenset({Subject.TCB})
+
+    def __init__(self, *accepted: str) -> None:
+        for status in accepted:
+            if status not in TCB_STATUSES:
+                raise PolicyError(
+                    f"TCB status {status}: unknown, or never acceptable",
+                    hint=f"there are: {', '.join(TCB_STATUSES)}",
+                )
+        object.__setattr__(self, "accepted", frozenset(accepted or (UP_TO_DATE,)))
+
+    def verify(self, evidence: Evidence) -> Check:
+        """Compare the status."""
+        found = evidence.tcb_status
+        shown = found + (f" ({', '.join(evidence.advisories)})" if evidence.advisories else "")
+        passed = found in self.accepted
+        return Check("TCB status", passed, shown, _either(self.accepted), TcbStatusError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Advisories:
+    """No advisory applies to the platform's TCB level except these."""
+
+    tolerated: frozenset[str]
+    names = _NOTHING
+
+    def __init__(self, *tolerated: str) -> None:
+        object.__setattr__(self, "tolerated", frozenset(item.upper() for item in tolerated))
+
+    def verify(self, evidence: Evidence) -> Check:
+        """Compare the advisories."""
+        unwanted = [item for item in evidence.advisories if item.upper() not in self.tolerated]
+        found = ", ".join(evidence.advisories) or "none"
+        expected = f"none but {', '.join(sorted(self.tolerated))}" if self.tolerated else "none"
+        return Check("advisories", not unwanted, found, expected, TcbStatusError)
+
+
+@dataclasses.dataclass(frozen=True)
+class MinimumTcbDate:
+    """The platform's TCB level is of this date or newer."""
+
+    date: datetime.datetime
+    names = _NOTHING
+
+    def verify(self, evidence: Evidence) -> Check:
+        """Compare the date."""
+        found = evidence.tcb_date
+        expected = f"{self.date.isoformat()} or later"
+        return Check("TCB date", found >= self.date, found.isoformat(), expected, TcbStatusError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attributes:
+    """The enclave's ATTRIBUTES equal ``value`` in the bits of ``mask``.
+
+    Attributes:
+        value: 16 bytes, FLAGS and XFRM, little endian each.
+        mask: 16 bytes; zero bits are free.
+    """
+
+    value: bytes
+    mask: bytes
+    names = _NOTHING
+
+    def __post_init__(self) -> None:
+        _require_sizes("attributes", [self.value, self.mask], 16)
+
+    def verify(self, evidence: Evidence) -> Check:
+        """Compare the masked attributes of an SGX enclave."""
+        report = evidence.sgx
+        expected = f"{self.value.hex()} in the bits {self.mask.hex()}"
+        if report is None:
+            return Check("attributes", False, "a TDX quote", expected, EnclaveAttributesError)
+        found = report.flags.to_bytes(8, "little") + report.xfrm.to_bytes(8, "little")
+        wrong = any((a ^ b) & m for a, b, m in zip(found, self.value, self.mask, strict=True))
+        return Check("attributes", not wrong, found.hex(), expected, EnclaveAttributesError)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportData:
+    """The quote was made for this purpose: its report data is exactly this (64 bytes)."""
+
+    expected: bytes
+    names = _NOTHING
+
+    def __post_init__(self) -> None:
+        _require_sizes("report data", [self.expected], 64)
+
+    def verify(self, evidence: Evidence) -> Check:
+        """Compare the 64 bytes."""
+        return _one_of("report data", evidence.report_data, {self.expected}, ReportDataError)
+
+
+@dataclasses.dataclass(frozen=True)
+class AllOf:
+    """Every one of several policies."""
+
+    parts: tuple[Policy, ...]
+
+    @property
+    def names(self) -> frozenset[Subject]:
+        """What any part names."""
+        return frozenset().union(*(part.names for part in self.parts))
+
+    def verify(self, evidence: Evidence) -> Check:
+        """Judge by every part."""
+        return _all("all of", (part.verify(evidence) for part in self.parts))
+
+
+@dataclasses.dataclass(frozen=True)
+class AnyOf:
+    """At least one of several policies."""
+
+    parts: tuple[Policy, ...]
+
+    @property
+    def names(self) -> frozenset[Subject]:
+        """What every part names: the one that accepts may be any of them."""
+        return frozenset.intersection(*(part.names for part in self.parts))
+
+    def verify(self, evidence: Evidence) -> Check:
+        """Judge by every part; one is enough."""
+        return _any("any of", (part.verify(evidence) for part in self.parts))
+
+
+def all_of(*parts: Policy) -> Policy:
+    """Return the policy that demands every one of ``parts``."""
+    return AllOf(_some(parts))
+
+
+def any_of(*parts: Policy) -> Policy:
+    """Return the policy that demands at least one of ``parts``."""
+    return AnyOf(_some(parts))
+
+
+def completed(policy: Policy) -> Policy:
+    """Return ``policy`` with the default for the TCB status, if it names none.
+
+    Raises:
+        PolicyError: it does not say which enclave it means.
+    """
+    if Subject.IDENTITY not in policy.names:
+        raise PolicyError(
+            "the policy does not say which enclave it means",
+            hint="name at least MRENCLAVE, or MRSIGNER with a product id and a minimum SVN",
+        )
+    return policy if Subject.TCB in policy.names else all_of(policy, TcbStatus())
+
+
+def _some(parts: tuple[Policy, ...]) -> tuple[Policy, ...]:
+    if not parts:
+        raise PolicyError("a combined policy needs at least one part")
+    return parts
+
+
+def _require_sizes(name: str, values: Iterable[bytes], size: int) -> None:
+    values = list(values)
+    if not values:
+        raise PolicyError(f"{name}: at least one value is needed")
+    for value in values:
+        if len(value) != size:
+            raise PolicyError(f"{name}: {len(value)} bytes, expected {size}")
+
+
+def _one_of(
+    name: str, found: bytes | None, accepted: Iterable[bytes], error: type[AttestationError]
+) -> Check:
+    expected = frozenset(accepted)
+    shown = found.hex() if found is not None else "none in this kind of quote"
+    return Check(name, found in expected, shown, _either(item.hex() for item in expected), error)
+
+
+def _either(items: Iterable[str]) -> str:
+    return " or ".join(sorted(items))
+
+
+def _all(name: str, checks: Iterable[Check]) -> Check:
+    parts = tuple(checks)
+    failed = [part for part in parts if not part.passed]
+    return Check(
+        name=name,
+        passed=not failed,
+        found=f"{len(parts) - len(failed)} of {len(parts)} hold",
+        expected="all",
+        error=failed[0].error if failed else AttestationError,
+        parts=parts,
+        decisive=failed[0] if failed else None,
+    )
+
+
+def _any(name: str, checks: Iterable[Check]) -> Check:
+    parts = tuple(checks)
+    holding = [part for part in parts if part.passed]
+    return Check(
+        name=name,
+        passed=bool(holding),
+        found=f"{len(holding)} of {len(parts)} hold",
+        expected="at least one",
+        error=parts[0].error,
+        parts=parts,
+        decisive=parts[0] if len(parts) == 1 and not holding else None,
+    )

@@ -1,0 +1,246 @@
+"""The owner's verdict on a quote: a pure function of quote, collateral, roots, time and policy.
+
+The order of the work:
+
+1. take the quote apart; nothing may be missing or left over;
+2. find the trusted root that its certificates lead to, and check that root's own validity;
+3. let dcap-qvl verify every signature, revocation list, date and TCB level up to that root
+   (Intel SGX ECDSA QuoteLibReference, and the PCS API's rules for TCB levels);
+4. check what that library leaves unchecked (measured on 0.7.0): the PCE id, the TCB type, the
+   order of the QE identity's levels, the rest of the QE's report data, and the attributes that a
+   production enclave must and must not have;
+5. ask the policy whether this genuine enclave is the expected one.
+
+A failure in 1 to 3 ends the work, since nothing after it would mean anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from cloister.attestation import dcap
+from cloister.attestation.anchors import TrustAnchor
+from cloister.attestation.collateral import Collateral
+from cloister.attestation.evidence import Evidence
+from cloister.attestation.policy import Policy, completed
+from cloister.attestation.verdict import Check, Verdict
+from cloister.errors import (
+    AttestationError,
+    CollateralError,
+    DebugEnclaveError,
+    EnclaveAttributesError,
+    MalformedQuoteError,
+    QuotingEnclaveError,
+    RootValidityError,
+    UnsupportedQuoteError,
+    UntrustedRootError,
+)
+from cloister.sgx.quote import CERTIFICATION_PEM_CHAIN, Quote, parse_quote
+from cloister.sgx.report import Attribute
+
+
+def verify_quote(
+    quote: bytes,
+    *,
+    collateral: Collateral,
+    anchors: Sequence[TrustAnchor],
+    now: datetime.datetime,
+    policy: Policy,
+) -> Verdict:
+    """Judge a quote.
+
+    Args:
+        quote: the quote, SGX version 3 or above or TDX.
+        collateral: for its kind of platform.
+        anchors: the roots to believe; Intel's is not among them unless it is passed.
+        now: the time at which everything must be valid (aware).
+        policy: which enclave is expected; UpToDate alone is accepted if it names no TCB status.
+
+    Returns:
+        The verdict; :meth:`Verdict.require` raises what failed.
+
+    Raises:
+        PolicyError: the policy does not say which enclave it means.
+    """
+    policy = completed(policy)
+    work = _Work(now=now, collateral=collateral, anchors=anchors)
+    try:
+        evidence = work.evidence(quote)
+    except AttestationError as error:
+        work.record_failure(error)
+        return Verdict(tuple(work.checks), None, work.simulated)
+    checks = [*work.checks, *_production_checks(evidence), policy.verify(evidence)]
+    return Verdict(tuple(checks), evidence, evidence.simulated)
+
+
+class _Work:
+    """Steps 1 to 4: each records its check or raises why there is no going on."""
+
+    def __init__(
+        self, *, now: datetime.datetime, collateral: Collateral, anchors: Sequence[TrustAnchor]
+    ) -> None:
+        self._now = now
+        self._collateral = collateral
+        self._anchors = anchors
+        self._step = ("quote format", "one whole ECDSA quote")
+        self.checks: list[Check] = []
+        self.simulated: bool | None = None
+
+    def evidence(self, data: bytes) -> Evidence:
+        quote = parse_quote(data)
+        kind = "TDX" if quote.is_tdx else "SGX"
+        self._passed(f"{kind}, version {quote.header.version}, {len(data)} bytes")
+        anchor = self._anchor(quote)
+        claims = self._claims(quote, anchor)
+        self._check_unlooked(quote, claims)
+        return _evidence(quote, anchor, claims)
+
+    def record_failure(self, error: AttestationError) -> None:
+        name, expected = self._step
+        found = error.message
+        self.checks.append(Check(name, False, found, expected, type(error), error.hint))
+
+    def _next(self, name: str, expected: str) -> None:
+        self._step = (name, expected)
+
+    def _passed(self, found: str) -> None:
+        name, expected = self._step
+        self.checks.append(Check(name, True, found, expected))
+
+    def _anchor(self, quote: Quote) -> TrustAnchor:
+        self._next("trust anchor", " or ".join(a.name for a in self._anchors) or "none is trusted")
+        anchor = find_anchor(quote, self._anchors)
+        self.simulated = anchor.simulated
+        prefix = "SIMULATED: " if anchor.simulated else ""
+        self._passed(f"{prefix}{anchor.name}, SHA-256 {anchor.fingerprint}")
+        certificate = anchor.certificate
+        period = f"{certificate.not_valid_before_utc} to {certificate.not_valid_after_utc}"
+        self._next("root validity", f"a time within {period}")
+        if not anchor.is_valid_at(self._now):
+            raise RootValidityError(f"the root is valid {period}, the time is {self._now}")
+        self._passed(f"valid {period}")
+        return anchor
+
+    def _claims(self, quote: Quote, anchor: TrustAnchor) -> dict[str, Any]:
+        self._next("signatures", "signatures, revocation, dates and TCB level hold up to the root")
+        now = int(self._now.timestamp())
+        claims = dcap.verified_claims(quote.raw, self._collateral, anchor, now)
+        self._passed("hold up to the root")
+        return claims
+
+    def _check_unlooked(self, quote: Quote, claims: dict[str, Any]) -> None:
+        pck, tcb_info, qe_identity = self._verified_json(claims)
+        self._next("PCE id", "the same in the PCK certificate and the TCB info")
+        found = bytes(pck["pce_id"]).hex()
+        if found != str(tcb_info.get("pceId", "")).lower():
+            raise CollateralError(f"PCE id {found}, the TCB info is for {tcb_info.get('pceId')}")
+        self._passed(found)
+        self._next("TCB type", "0")
+        if tcb_info.get("tcbType") != 0:
+            raise CollateralError(f"TCB type {tcb_info.get('tcbType')}: meaning unknown")
+        self._passed("0")
+        self._next("QE identity levels", "in descending order of ISVSVN")
+        levels = [level["tcb"]["isvsvn"] for level in qe_identity["tcbLevels"]]
+        if levels != sorted(levels, reverse=True):
+            raise CollateralError(f"levels {levels} are out of order, the first match would lie")
+        self._passed(", ".join(map(str, levels)))
+        self._next("QE report data", "32 zero bytes after the key's hash")
+        if any(quote.qe_report.report_data[32:]):
+            raise QuotingEnclaveError("the second half of the QE's report data is not zero")
+        self._passed("32 zero bytes after the key's hash")
+
+    def _verified_json(
+        self, claims: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        # Both texts were signed; they are read again only for what the library does not compare.
+        return (
+            claims["platform"]["pck"],
+            json.loads(self._collateral.tcb_info),
+            json.loads(self._collateral.qe_identity),
+        )
+
+
+def find_anchor(quote: Quote, anchors: Sequence[TrustAnchor]) -> TrustAnchor:
+    """Return the trusted root to which the quote's own certificates lead.
+
+    Raises:
+        UnsupportedQuoteError: the quote carries no certificate chain.
+        UntrustedRootError: they lead elsewhere.
+    """
+    kind = quote.signature.certification_type
+    if kind != CERTIFICATION_PEM_CHAIN:
+        raise UnsupportedQuoteError(
+            f"the quote has certification data of type {kind}, expected 5 (a certificate chain)"
+        )
+    chain = dcap.pck_chain(quote.signature.certification_data)
+    for anchor in anchors:
+        if any(anchor.issued(certificate) for certificate in chain):
+            return anchor
+    top = chain[-1].issuer.rfc4514_string()
+    hint = None
+    if "SIMULATED" in top:
+        hint = (
+            "a simulated platform is trusted only by name: export its bundle there"
+            " (cloister platform export FILE), pass it here (--trust-simulated FILE)"
+        )
+    raise UntrustedRootError(
+        f"the quote's certificates lead to {top}, which is not trusted", hint=hint
+    )
+
+
+def _evidence(quote: Quote, anchor: TrustAnchor, claims: dict[str, Any]) -> Evidence:
+    _require_same_reading(quote, claims)
+    platform = claims["platform"]
+    return Evidence(
+        quote=quote,
+        anchor=anchor,
+        tcb_status=claims["tcb"]["status"],
+        advisories=tuple(sorted(claims["tcb"]["advisory_ids"])),
+        tcb_date=dcap.as_utc(platform["tcb_date_tag"]),
+        fmspc=bytes(platform["pck"]["fmspc"]),
+        ppid=bytes(platform["pck"]["ppid"]),
+        collateral_expires=dcap.as_utc(
+            min(claims["earliest_expiration_date"], claims["qe_iden_earliest_expiration_date"])
+        ),
+    )
+
+
+def _require_same_reading(quote: Quote, claims: dict[str, Any]) -> None:
+    """Refuse a quote that our parser and the library read differently."""
+    (report,) = claims["report"].values()
+    nested = report.get("base", report)
+    ours = dataclasses.asdict(quote.report)
+    names = ("mr_td", "report_data") if quote.is_tdx else ("mr_enclave", "mr_signer", "report_data")
+    if any(nested.get(name) != ours[name].hex() for name in names):
+        raise MalformedQuoteError("the quote is ambiguous: two parsers read it differently")
+
+
+def _production_checks(evidence: Evidence) -> list[Check]:
+    report = evidence.sgx
+    if report is None:
+        tdx = evidence.tdx
+        debug = tdx is None or tdx.debug
+        return [_flag("debug", debug, wanted=False, error=DebugEnclaveError)]
+    flags = Attribute(report.flags)
+    return [
+        _flag("DEBUG", Attribute.DEBUG in flags, wanted=False, error=DebugEnclaveError),
+        _flag("INIT", Attribute.INIT in flags, wanted=True),
+        _flag("MODE64", Attribute.MODE64 in flags, wanted=True),
+        _flag("PROVISION_KEY", Attribute.PROVISION_KEY in flags, wanted=False),
+        _flag("EINITTOKEN_KEY", Attribute.EINITTOKEN_KEY in flags, wanted=False),
+    ]
+
+
+def _flag(
+    name: str,
+    found: bool,
+    *,
+    wanted: bool,
+    error: type[AttestationError] = EnclaveAttributesError,
+) -> Check:
+    words = {True: "set", False: "not set"}
+    return Check(f"attribute {name}", found == wanted, words[found], words[wanted], error)

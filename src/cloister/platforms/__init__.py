@@ -1,0 +1,1 @@
+"""Where an enclave runs: one small interface, and the platforms behind it."""

@@ -1,0 +1,216 @@
+"""The simulated device on disk: made once per machine, then the same for ever. SIMULATED.
+
+``device.json`` holds the fused keys and the manufacturer's keys (0600 in a 0700 directory);
+``issued.json`` what the manufacturer published last, made anew before it expires. A lock file
+keeps two processes that start at once from making two devices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_der_private_key,
+)
+
+from cloister.attestation.collateral import Collateral
+from cloister.errors import PlatformError
+from cloister.files import write_atomically
+from cloister.platforms.simulated import authority as ca
+from cloister.platforms.simulated.collateral import Conditions, Issued, issue
+from cloister.platforms.simulated.cpu import CPU_SVN
+from cloister.platforms.simulated.quoting import PCE_SVN, QUOTING_ENCLAVE
+from cloister.sgx.keys import FusedKeys
+
+FORMAT = "cloister simulated device 1"
+FMSPC = b"SIMCPU"
+PCE_ID = bytes(2)
+RENEW_BEFORE = datetime.timedelta(days=10)
+"""Collateral that holds for less than this is issued anew."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """One simulated device: its own keys and its manufacturer's."""
+
+    fused: FusedKeys
+    pck_key: ca.PrivateKey = dataclasses.field(repr=False)
+    ppid: bytes
+    authority: ca.Authority
+
+    @property
+    def pck_identity(self) -> ca.PckIdentity:
+        """What the device's PCK certificate states."""
+        return ca.PckIdentity(
+            ppid=self.ppid, cpu_svn=CPU_SVN, pce_svn=PCE_SVN, pce_id=PCE_ID, fmspc=FMSPC
+        )
+
+    def issue(self, now: datetime.datetime, conditions: Conditions | None = None) -> Issued:
+        """Let the manufacturer issue this device's certificates and collateral."""
+        return issue(
+            self.authority,
+            device=self.pck_identity,
+            pck_key=self.pck_key.public_key(),
+            quoting_enclave=QUOTING_ENCLAVE,
+            now=now,
+            conditions=conditions,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceStore:
+    """The directory of one simulated device."""
+
+    directory: Path
+
+    def open(self, now: datetime.datetime) -> tuple[Device, Issued]:
+        """Return the device, made if there is none, and its certificates, renewed if near expiry.
+
+        Raises:
+            PlatformError: the files are damaged, or others may read the keys.
+        """
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._refuse_open_permissions(self.directory)
+        with self._locked():
+            device = self._load_or_make(now)
+            return device, self._load_or_issue(device, now)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self.directory / "lock", flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _load_or_make(self, now: datetime.datetime) -> Device:
+        path = self.directory / "device.json"
+        if not path.exists():
+            text = json.dumps(_new_device(now), indent=1)
+            write_atomically(path, text.encode(), mode=0o600, replace=False)
+        self._refuse_open_permissions(path)
+        with self._damage_is_an_error(path):
+            return _parse_device(json.loads(path.read_bytes()))
+
+    def _load_or_issue(self, device: Device, now: datetime.datetime) -> Issued:
+        path = self.directory / "issued.json"
+        if path.exists():
+            with self._damage_is_an_error(path):
+                issued = _parse_issued(json.loads(path.read_bytes()))
+            if issued.holds_for(RENEW_BEFORE, now=now):
+                return issued
+        issued = device.issue(now)
+        text = json.dumps(_issued_json(issued), indent=1)
+        write_atomically(path, text.encode(), mode=0o600)
+        return issued
+
+    @staticmethod
+    def _refuse_open_permissions(path: Path) -> None:
+        status = path.stat()
+        if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+            raise PlatformError(
+                f"{path}: others may read or change the simulated device's keys",
+                hint=f"chmod go-rwx {path} (and let it belong to you)",
+            )
+
+    @contextlib.contextmanager
+    def _damage_is_an_error(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, KeyError, TypeError) as error:
+            raise PlatformError(
+                f"{path}: damaged, or written by another version of cloister",
+                hint=f"remove {self.directory} to get a new simulated device;"
+                " keys sealed to the old one are then lost",
+            ) from error
+
+
+def _new_device(now: datetime.datetime) -> dict[str, Any]:
+    root_key = ec.generate_private_key(ec.SECP256R1())
+    not_before = now.replace(microsecond=0) - datetime.timedelta(days=1)
+    root = ca.make_root(root_key, not_before=not_before)
+    return {
+        "format": FORMAT,
+        "note": "SIMULATED: these keys protect nothing; whoever reads them can forge quotes",
+        "fused": {name: secrets.token_hex(16) for name in ("seal", "report", "owner_epoch")},
+        "provisioning": secrets.token_hex(32),
+        "ppid": secrets.token_hex(16),
+        "root_key": _key_hex(root_key),
+        "pck_ca_key": _key_hex(ec.generate_private_key(ec.SECP256R1())),
+        "tcb_signer_key": _key_hex(ec.generate_private_key(ec.SECP256R1())),
+        "root": ca.chain_pem(root),
+    }
+
+
+def _parse_device(data: dict[str, Any]) -> Device:
+    if data["format"] != FORMAT:
+        raise ValueError("format")
+    return Device(
+        fused=FusedKeys(
+            **{name: bytearray(_exact(value, 16)) for name, value in data["fused"].items()}
+        ),
+        pck_key=ca.derive_private_key(_exact(data["provisioning"], 32)),
+        ppid=_exact(data["ppid"], 16),
+        authority=ca.Authority(
+            root_key=_load_key(data["root_key"]),
+            pck_ca_key=_load_key(data["pck_ca_key"]),
+            tcb_signer_key=_load_key(data["tcb_signer_key"]),
+            root=x509.load_pem_x509_certificate(data["root"].encode()),
+        ),
+    )
+
+
+def _issued_json(issued: Issued) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "this_update": issued.this_update.isoformat(),
+        "next_update": issued.next_update.isoformat(),
+        "pck_chain": issued.pck_chain,
+        "collateral": issued.collateral.to_dict(),
+    }
+
+
+def _parse_issued(data: dict[str, Any]) -> Issued:
+    if data["format"] != FORMAT:
+        raise ValueError("format")
+    return Issued(
+        pck_chain=data["pck_chain"],
+        collateral=Collateral.from_dict(data["collateral"]),
+        this_update=datetime.datetime.fromisoformat(data["this_update"]),
+        next_update=datetime.datetime.fromisoformat(data["next_update"]),
+    )
+
+
+def _exact(text: str, size: int) -> bytes:
+    value = bytes.fromhex(text)
+    if len(value) != size:
+        raise ValueError("length")
+    return value
+
+
+def _key_hex(key: ca.PrivateKey) -> str:
+    return key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()).hex()
+
+
+def _load_key(text: str) -> ca.PrivateKey:
+    key = load_der_private_key(bytes.fromhex(text), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise TypeError("not an EC key")
+    return key
