@@ -197,3 +197,127 @@ class ProvisioningRefusedError(ProvisioningError):
 
 class ProtocolError(ProvisioningError):
     """The peer does not speak the Secret Provisioning protocol."""
+
+
+# --- Encrypted files (cloister.encrypted) -------------------------------------------------------
+
+
+class EncryptedFileError(CloisterError):
+    """An encrypted file cannot be used; every subclass says why."""
+
+
+class WrapKeyError(EncryptedFileError, InputError):
+    """A wrap key cannot be read, or is not a 16-byte key."""
+
+    default_hint = "a wrap key is 16 raw bytes or 32 hex digits; make one: cloister key new FILE"
+
+
+class NotEncryptedError(EncryptedFileError, InputError):
+    """The file is not an encrypted file: its first bytes are something else."""
+
+    default_hint = (
+        "it is a plain file where an encrypted one is expected: remove it if the program is to "
+        "write it, or encrypt it first with: cloister encrypt"
+    )
+
+
+class UnsupportedVersionError(EncryptedFileError, InputError):
+    """The file is encrypted in a format version that nobody here reads."""
+
+    default_hint = "versions 1 (Graphene) and 2 (Gramine) are known; or the first node was changed"
+
+
+class EmbeddedPathError(EncryptedFileError, InputError):
+    """A path that cannot be embedded in an encrypted file."""
+
+
+class AuthenticationError(EncryptedFileError, RefusedError):
+    """A part of the file does not authenticate under the key."""
+
+
+class WrongKeyError(AuthenticationError):
+    """The first node does not authenticate: another key, or the node was changed."""
+
+    default_hint = (
+        "the format cannot tell a wrong key from a changed first node: check the key's "
+        "fingerprint, then fetch the file again from where it was made"
+    )
+
+
+class TamperedError(AuthenticationError):
+    """The key is right, but a region behind the first node was changed."""
+
+    default_hint = "fetch the file again from where it was made; what it holds now is not trusted"
+
+
+class TruncatedError(EncryptedFileError, RefusedError):
+    """The file is shorter than its metadata says, or not a whole number of nodes."""
+
+    default_hint = "the copy is incomplete or was cut: fetch the file again"
+
+
+class RenamedError(EncryptedFileError, RefusedError):
+    """The file authenticates, but was encrypted for another path."""
+
+    default_hint = (
+        "encrypted files are bound to their path: give it its old name back, or decrypt it and "
+        "encrypt it for the new one"
+    )
+
+
+class RecoveryError(EncryptedFileError):
+    """A write was interrupted, and the recovery file that would undo it is missing or useless."""
+
+    default_hint = "see what can be saved: cloister recover FILE"
+
+
+class InUseError(EncryptedFileError):
+    """Another process has the file open for writing."""
+
+    default_hint = "wait until the other process has closed the file"
+
+
+# --- measurement, signing, manifests -------------------------------------------------------------
+
+
+class ElfError(InputError):
+    """A file is not a sound x86-64 ELF file."""
+
+
+class MeasurementError(InputError):
+    """An enclave that cannot be laid out: its size, threads and contents do not go together."""
+
+
+class SigningKeyError(InputError):
+    """A signing key that SGX cannot use, or that cannot be read."""
+
+    default_hint = "make one: cloister signing-key new FILE"
+
+
+class SigstructError(RefusedError):
+    """A SIGSTRUCT that is malformed, or whose signature is wrong."""
+
+    default_hint = "sign again (cloister build, or cloister sign)"
+
+
+class ManifestError(InputError):
+    """A manifest or template that cannot be used: the text names file, line and key."""
+
+
+class TrustedIndexError(RefusedError):
+    """The index of trusted files is not the one that was signed."""
+
+    default_hint = "restore the signed files, or build and sign again (cloister build)"
+
+
+# The runtime
+
+
+class SandboxError(CloisterError):
+    """The kernel does not permit what a run needs: namespaces, FUSE mounts, devices."""
+
+    default_hint = "README.md, section Requirements, lists what the kernel has to permit"
+
+
+class ProgramStartError(CloisterError):
+    """The program could not be started inside its tree."""
