@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from cloister.fuse.filesystem import Attributes, Caller, Change, OpenFlag
+from cloister.fuse.filesystem import Attributes, Caller, Change
+from cloister.fuse.protocol import OpenFlag
 from cloister.platforms.base import Enclave
 from cloister.runtime.keyring import KEY_SIZE, Keyring
 from cloister.runtime.nodes import Handle, Node, SyntheticDirectory, refuse

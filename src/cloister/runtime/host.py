@@ -12,12 +12,13 @@ import os
 import stat
 
 from cloister.fuse.filesystem import Attributes, Caller, Change, Statistics
+from cloister.fuse.protocol import OpenFlag
 from cloister.manifest.index import TrustedEntry
 from cloister.runtime.encrypted import EncryptedNode
 from cloister.runtime.nodes import Directory, Handle, Node, refuse
 from cloister.runtime.policy import Intent
 from cloister.runtime.scene import HOST_SECONDS, Scene, change_on_host, rename_on_host, shown
-from cloister.runtime.trusted import TamperedError, TrustedHandle, digest_whole
+from cloister.runtime.trusted import TamperedFileError, TrustedHandle, digest_whole
 
 RECOVERY_SUFFIX = ".gramine.recovery"
 """Recovery files of encrypted files; they are not part of what a program sees."""
@@ -75,7 +76,7 @@ class HostFile(Node):
         try:
             if not entry.chunks and entry.size != 0:
                 handle.entry = self._trusted = digest_whole(descriptor, entry)
-        except TamperedError as error:
+        except TamperedFileError as error:
             os.close(descriptor)
             self.scene.report(self.path, Intent.READ, error)
             raise
@@ -124,6 +125,8 @@ class HostHandle(Handle):
     def __init__(self, node: HostFile, descriptor: int) -> None:
         self._node = node
         self.descriptor = descriptor
+        if node.scene.unbuffered:
+            self.flags = OpenFlag.DIRECT_IO
 
     def read(self, offset: int, size: int) -> bytes | memoryview:
         """Read from the host."""
@@ -170,6 +173,29 @@ class SpecialFile(Node):
         return shown(self.scene, os.stat(self.host))
 
 
+def host_node(scene: Scene, host: str, path: str, key_name: str | None) -> Node:
+    """Return the node of whatever the host has at ``host``.
+
+    Args:
+        scene: rules and reporting.
+        host: path on the host.
+        path: URI path, by which the manifest knows it.
+        key_name: name of the key if an encrypted mount holds it.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+    """
+    mode = os.stat(host).st_mode
+    if stat.S_ISDIR(mode):
+        return HostDirectory(scene, host, path, key_name)
+    if not stat.S_ISREG(mode):
+        return SpecialFile(scene, host, path)
+    key_name = key_name or scene.protected_key(path)
+    if key_name is not None and scene.encrypted is not None:
+        return scene.encrypted(host, path, key_name)
+    return HostFile(scene, host, path)
+
+
 class HostDirectory(Directory):
     """A directory of the host.
 
@@ -198,21 +224,9 @@ class HostDirectory(Directory):
     def child(self, name: bytes) -> Node:
         """Return the node of a host file, whatever its kind."""
         text = os.fsdecode(name)
-        host = f"{self.host}/{text}"
-        mode = os.stat(host).st_mode
         if self.key_name is not None and text.endswith(RECOVERY_SUFFIX):
             refuse(errno.ENOENT)
-        return self._node(host, self._below(text), mode)
-
-    def _node(self, host: str, path: str, mode: int) -> Node:
-        if stat.S_ISDIR(mode):
-            return HostDirectory(self.scene, host, path, self.key_name)
-        if not stat.S_ISREG(mode):
-            return SpecialFile(self.scene, host, path)
-        key_name = self._key_of(path)
-        if key_name is not None and self.scene.encrypted is not None:
-            return self.scene.encrypted(host, path, key_name)
-        return HostFile(self.scene, host, path)
+        return host_node(self.scene, *self.places(name), self.key_name)
 
     def _key_of(self, path: str) -> str | None:
         return self.key_name or self.scene.protected_key(path)
@@ -254,7 +268,6 @@ class HostDirectory(Directory):
             if text.endswith(RECOVERY_SUFFIX):
                 refuse(errno.ENOENT)
             secret = self.scene.encrypted(host, path, key_name)
-            assert isinstance(secret, EncryptedNode)  # noqa: S101  (what the factory makes)
             return secret, secret.create(mode & ~caller.umask)
         descriptor = os.open(
             host, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode & ~caller.umask

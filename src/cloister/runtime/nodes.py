@@ -13,7 +13,8 @@ import stat
 import time
 from typing import NoReturn
 
-from cloister.fuse.filesystem import Attributes, Caller, Change, OpenFlag, Statistics
+from cloister.fuse.filesystem import Attributes, Caller, Change, Statistics
+from cloister.fuse.protocol import OpenFlag
 
 FOREVER = 86400.0
 """Seconds for which the kernel may remember what only this process can change."""

@@ -142,3 +142,22 @@ class DirectRules:
     def changes_on_host(self, path: str) -> bool:
         """Return True: files are the host's."""
         return True
+
+
+class ReadOnlyRules:
+    """The rules of information about the machine (sysfs): anybody may read, nobody may write."""
+
+    checks_content = False
+
+    def trusted(self, path: str) -> TrustedEntry | None:
+        """Return None: the kernel makes the content."""
+        return None
+
+    def check(self, path: str, intent: Intent) -> None:
+        """Grant reading only."""
+        if intent is not Intent.READ:
+            raise DeniedError("information about the machine is read-only", "do not write there")
+
+    def changes_on_host(self, path: str) -> bool:
+        """Return True: the kernel makes the content anew."""
+        return True

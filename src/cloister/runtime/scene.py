@@ -7,10 +7,14 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cloister.fuse.filesystem import Attributes, Change
-from cloister.runtime.nodes import Node, refuse
+from cloister.runtime.nodes import refuse
 from cloister.runtime.policy import DeniedError, Intent, Rules
+
+if TYPE_CHECKING:
+    from cloister.runtime.encrypted import EncryptedNode
 
 HOST_SECONDS = 1.0
 """Seconds for which the kernel may remember what the host may change."""
@@ -25,6 +29,7 @@ class Scene:
         report: told once for each denial: inside path, URI path, intent, error.
         uid, gid: owner that the program sees.
         encrypted: makes the node of an encrypted file (set by the tree builder).
+        unbuffered: the kernel must not cache content (files whose size says nothing, as in sysfs).
         protected_key: names the key of a protected file by its URI path (Graphene's dialect).
     """
 
@@ -32,7 +37,8 @@ class Scene:
     report: Callable[[str, Intent, OSError], None]
     uid: int = 0
     gid: int = 0
-    encrypted: Callable[[str, str, str], Node] | None = None
+    encrypted: Callable[[str, str, str], EncryptedNode] | None = None
+    unbuffered: bool = False
     protected_key: Callable[[str], str | None] = field(default=lambda path: None)
 
     def require(self, path: str, intent: Intent) -> None:

@@ -21,7 +21,7 @@ from cloister.runtime.scene import Scene, shown
 DIGEST_SIZE = hashlib.sha256().digest_size
 
 
-class TamperedError(OSError):
+class TamperedFileError(OSError):
     """A trusted file's bytes are not those that were signed (EPERM, as Gramine answers)."""
 
     def __init__(self, reason: str) -> None:
@@ -42,7 +42,7 @@ class TrustedHandle(Handle):
         """Read and verify the chunks that hold the range.
 
         Raises:
-            TamperedError: a chunk differs from what was signed.
+            TamperedFileError: a chunk differs from what was signed.
         """
         size = min(size, self.entry.size - offset)
         if size <= 0:
@@ -69,7 +69,7 @@ class TrustedHandle(Handle):
         return view[offset - start : offset - start + size]
 
     def _refuse(self, reason: str) -> NoReturn:
-        error = TamperedError(reason)
+        error = TamperedFileError(reason)
         self._scene.report(self._path, Intent.READ, error)
         raise error
 
@@ -88,7 +88,7 @@ def digest_whole(descriptor: int, entry: TrustedEntry) -> TrustedEntry:
     For manifests without an index, such as those that Gramine's signer writes.
 
     Raises:
-        TamperedError: the file's SHA-256 is not the signed one.
+        TamperedFileError: the file's SHA-256 is not the signed one.
     """
     whole = hashlib.sha256()
     chunks = bytearray()
@@ -98,5 +98,5 @@ def digest_whole(descriptor: int, entry: TrustedEntry) -> TrustedEntry:
         chunks += hashlib.sha256(data).digest()
         size += len(data)
     if not compare_digest(whole.digest(), entry.sha256):
-        raise TamperedError("its SHA-256 is not the signed one")
+        raise TamperedFileError("its SHA-256 is not the signed one")
     return TrustedEntry(size=size, sha256=entry.sha256, chunks=bytes(chunks))

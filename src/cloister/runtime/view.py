@@ -19,10 +19,9 @@ from cloister.fuse.filesystem import (
     Filesystem,
     Listed,
     Opened,
-    OpenFlag,
     Statistics,
 )
-from cloister.fuse.protocol import ROOT_NODE
+from cloister.fuse.protocol import ROOT_NODE, OpenFlag
 from cloister.runtime.host import HostDirectory, relocate
 from cloister.runtime.nodes import Directory, Handle, Node, refuse
 

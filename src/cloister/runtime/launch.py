@@ -1,0 +1,207 @@
+"""One run of a program, in order: load, fork, start the enclave, get the key, serve, report.
+
+The order matters. The sandbox is forked before any key is in memory, the enclave starts before a
+key is asked for, and the program starts when everything it needs is in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import posixpath
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from cloister.fuse.server import Server
+from cloister.manifest.index import TrustedIndex
+from cloister.manifest.model import Manifest
+from cloister.platforms.base import Enclave, SealingPolicy
+from cloister.runtime.attestation import SEALING_KEYS, attestation_directory
+from cloister.runtime.environment import arguments, declared, environment
+from cloister.runtime.journal import Journal
+from cloister.runtime.keyring import Keyring
+from cloister.runtime.policy import DirectRules, EnclaveRules, Rules
+from cloister.runtime.sandbox import Plan, Sandbox, harden_this_process
+from cloister.runtime.scene import Scene
+from cloister.runtime.tree import build_tree, read_node, uri_node
+from cloister.runtime.view import View
+
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
+
+
+@dataclass
+class Program:
+    """What is to run.
+
+    Attributes:
+        manifest: the validated manifest.
+        base: directory to which its relative URIs belong.
+        arguments: from the command line; the manifest decides whether they count.
+        host_environment: the caller's environment; likewise.
+        debug: show tracebacks of our own defects.
+        trusted: digests of the trusted files; None in direct mode, where nothing is checked.
+    """
+
+    manifest: Manifest
+    base: Path
+    arguments: Sequence[str] = ()
+    host_environment: Mapping[str, str] = field(default_factory=dict)
+    trusted: TrustedIndex | None = None
+    debug: bool = False
+
+
+StartEnclave = Callable[[], Enclave]
+
+
+def run(program: Program, start_enclave: StartEnclave | None, journal: Journal) -> int:
+    """Run a program to its end and return its exit code as a shell would.
+
+    Args:
+        program: what is to run.
+        start_enclave: makes the enclave; None is direct mode: no enclave, no checks, no keys but
+            those that the manifest itself names.
+        journal: where the run reports what it did and what it denied.
+
+    Raises:
+        CloisterError: the run did not come to the program's start.
+    """
+    loader = program.manifest.loader
+    with _without_interrupts(), contextlib.closing(Sandbox(loader.uid, loader.gid)) as sandbox:
+        harden_this_process()
+        enclave = None if start_enclave is None else start_enclave()
+        keys = _keyring(program.manifest, enclave)
+        try:
+            return _Run(program, enclave, keys, journal).through(sandbox)
+        finally:
+            keys.wipe()
+            if enclave is not None:
+                enclave.close()
+            journal.close()
+
+
+class _Run:
+    """One run after the enclave started."""
+
+    def __init__(
+        self, program: Program, enclave: Enclave | None, keys: Keyring, journal: Journal
+    ) -> None:
+        self._program = program
+        self._manifest = program.manifest
+        self._enclave = enclave
+        self._keys = keys
+        self._journal = journal
+        loader = program.manifest.loader
+        self._scene = Scene(_rules(program, journal), journal.denied, loader.uid, loader.gid)
+        attestation = attestation_directory(
+            enclave, keys, remote_attestation=self._manifest.sgx.remote_attestation != "none"
+        )
+        self._tree = build_tree(self._manifest, self._scene, keys, program.base, attestation)
+
+    def through(self, sandbox: Sandbox) -> int:
+        """Get the key, start the program, serve its files, return its exit code."""
+        host = self._program.host_environment
+        secrets = self._provision(declared(self._manifest, host))
+        variables = environment(self._manifest, host, self._read_uri)
+        plan = Plan(
+            executable=self._inside(self._manifest.libos.entrypoint),
+            arguments=arguments(self._manifest, self._program.arguments, self._read_uri),
+            environment=secrets(variables),
+            directory=self._manifest.fs.start_dir,
+            mounts=self._tree.kernel_mounts,
+        )
+        with _forwarded_signals(sandbox):
+            sandbox.start(plan)
+            Server(sandbox.fuse, View(self._tree.root), self._crashed).serve()
+            return sandbox.result()
+
+    def _provision(self, settings: dict[str, str]) -> Callable[[dict[str, str]], dict[str, str]]:
+        """Fetch a secret if the manifest asks for one.
+
+        Returns:
+            A function that puts what the program may see of it into an environment.
+        """
+        from cloister.provision.client import ProvisioningRequest, fetch_secret
+
+        request = ProvisioningRequest.from_environment(settings, self._read_inside)
+        if request is None or self._enclave is None:
+            return lambda variables: variables
+        provisioned = fetch_secret(self._enclave, request)
+        self._journal.note(f"key released by {provisioned.server}")
+        try:
+            key = provisioned.wrap_key
+            if key is not None:
+                self._keys.set(key.name, key.value)
+        finally:
+            provisioned.wipe()
+        return lambda variables: variables
+
+    def _inside(self, path: str) -> str:
+        """Return an absolute path of the tree."""
+        return posixpath.normpath(posixpath.join(self._manifest.fs.start_dir, path))
+
+    def _read_inside(self, path: str) -> bytes:
+        """Read a file by its path in the tree, with all checks."""
+        return self._tree.read(self._inside(path))
+
+    def _read_uri(self, uri: str) -> bytes:
+        """Read a file by its URI, with all checks: it may be trusted, allowed or encrypted."""
+        return read_node(uri_node(self._manifest, self._scene, self._program.base, uri))
+
+    def _crashed(self, request: str, error: Exception) -> None:
+        """Tell of a defect of ours; the program got EIO."""
+        self._journal.note(f"internal error in {request}, the program got EIO: {error!r}")
+        if self._program.debug:
+            traceback.print_exception(error, file=sys.stderr)
+
+
+def _keyring(manifest: Manifest, enclave: Enclave | None) -> Keyring:
+    """Return the keys that exist by name, with those that need no key server already set."""
+    mounts = [manifest.fs.root, *manifest.fs.mounts]
+    named = {mount.key_name for mount in mounts if mount.type == "encrypted"}
+    fixed = manifest.fs.insecure__keys
+    keys = Keyring({*named, *fixed, *(SEALING_KEYS if enclave is not None else ())})
+    for name, text in fixed.items():
+        keys.set(name, bytes.fromhex(text))
+    if enclave is not None:
+        keys.set("_sgx_mrenclave", enclave.sealing_key(SealingPolicy.MRENCLAVE))
+        keys.set("_sgx_mrsigner", enclave.sealing_key(SealingPolicy.MRSIGNER))
+    return keys
+
+
+def _rules(program: Program, journal: Journal) -> Rules:
+    """Return the access rules: the manifest's in an enclave, none in direct mode."""
+    if program.trusted is None:
+        return DirectRules()
+    sgx = program.manifest.sgx
+    logs = sgx.file_check_policy == "allow_all_but_log"
+    allowed = [uri.partition(":")[2] for uri in sgx.allowed_files]
+    return EnclaveRules(program.trusted.lookup, allowed, journal.let_through if logs else None)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Leave Ctrl-C to the program, which gets it from the terminal itself."""
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _forwarded_signals(sandbox: Sandbox) -> Iterator[None]:
+    """Send the program what somebody sends to this process."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        sandbox.forward(number)
+
+    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

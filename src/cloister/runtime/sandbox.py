@@ -1,0 +1,322 @@
+"""The application's side of the wall: namespaces, mounts, its first process.
+
+Two processes are forked before any key exists in memory. The first enters new user, mount, PID,
+IPC and UTS namespaces, opens ``/dev/fuse`` there (opened elsewhere, mount(2) refuses it), mounts
+the tree and passes the descriptor back. The second is process 1 of the new PID namespace: it waits
+for the plan, mounts what belongs to the kernel, makes the tree its root and starts the program as
+process 2 without any privilege. When either side dies the kernel removes every process and every
+mount of the other; nothing has a name on the host.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import NoReturn
+
+from cloister.errors import ProgramStartError, SandboxError
+from cloister.runtime import linux
+from cloister.runtime.tree import KernelMount
+
+_STAGING = "/tmp"  # noqa: S108  (covered by a mount that only the new namespace sees)
+_HOSTNAME = "localhost"
+_CREDENTIALS = struct.Struct("=iII")  # pid uid gid
+_STATUS = struct.Struct("=cI")  # kind, value
+_EXITED, _NOT_STARTED = b"x", b"e"
+_LENGTH = struct.Struct("=I")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the first process is told once the keys are in place.
+
+    Attributes:
+        executable: path of the program inside the tree.
+        arguments: its argument vector, element 0 included.
+        environment: its whole environment.
+        directory: where it starts.
+        mounts: what the kernel mounts over the tree, in order.
+    """
+
+    executable: str
+    arguments: list[str]
+    environment: dict[str, str]
+    directory: str
+    mounts: list[KernelMount]
+
+
+class Sandbox:
+    """The application's processes, from before the key to the exit status.
+
+    Args:
+        uid, gid: numbers that the program sees as its own.
+
+    Raises:
+        SandboxError: the kernel does not permit what is needed; says what to enable.
+    """
+
+    def __init__(self, uid: int = 0, gid: int = 0) -> None:
+        linux.adopt_orphans()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._program: int | None = None
+        helper = os.fork()
+        if helper == 0:
+            _enter_namespaces(self._control, theirs, uid, gid)
+        theirs.close()
+        try:
+            self.fuse = self._receive_fuse()
+        finally:
+            os.waitpid(helper, 0)
+        self._init = self._receive_number()
+
+    def _receive_fuse(self) -> int:
+        message, ancillary, _, _ = self._control.recvmsg(4096, socket.CMSG_SPACE(64))
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                return int.from_bytes(data[:4], sys.byteorder)
+        raise _unfit(message.decode() or "namespaces: the helper process died")
+
+    def _receive_number(self) -> int:
+        return int(_LENGTH.unpack(self._receive(_LENGTH.size))[0])
+
+    def _receive(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            piece, _, _, _ = self._control.recvmsg(size - len(data), socket.CMSG_SPACE(64))
+            if not piece:
+                raise SandboxError("the sandbox died before the program started")
+            data += piece
+        return data
+
+    def start(self, plan: Plan) -> None:
+        """Let the first process go on. The caller serves ``fuse`` from now on."""
+        text = json.dumps(asdict(plan)).encode("ascii")
+        self._control.sendall(_LENGTH.pack(len(text)) + text)
+
+    def forward(self, number: int) -> None:
+        """Send a signal to the program, if it runs already."""
+        self._learn_program()
+        if self._program is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._program, number)
+
+    def _learn_program(self) -> None:
+        """Take the program's process number from the credentials of its one message."""
+        if self._program is not None:
+            return
+        with suppress(BlockingIOError):
+            _, ancillary, _, _ = self._control.recvmsg(
+                1, socket.CMSG_SPACE(_CREDENTIALS.size), socket.MSG_DONTWAIT
+            )
+            for level, kind, data in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                    self._program = _CREDENTIALS.unpack(data)[0]
+
+    def result(self) -> int:
+        """Return the program's exit code as a shell would, after the tree is gone.
+
+        Raises:
+            ProgramStartError: the program could not be started.
+        """
+        try:
+            while self._program is None:
+                self._learn_program_or_fail()
+            kind, value = _STATUS.unpack(self._receive(_STATUS.size))
+            if kind == _NOT_STARTED:
+                raise ProgramStartError(self._receive(value).decode())
+        except ConnectionError:
+            return 128 + signal.SIGKILL
+        finally:
+            os.waitpid(self._init, 0)
+        return int(value)
+
+    def _learn_program_or_fail(self) -> None:
+        message, ancillary, _, _ = self._control.recvmsg(1, socket.CMSG_SPACE(_CREDENTIALS.size))
+        if not message:
+            raise ConnectionError("the sandbox was killed")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                self._program = _CREDENTIALS.unpack(data)[0]
+
+    def close(self) -> None:
+        """Kill what is left; harmless when nothing is."""
+        with suppress(ProcessLookupError):
+            os.kill(self._init, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(self._init, 0)
+        self._control.close()
+        with suppress(OSError):
+            os.close(self.fuse)
+
+
+def _unfit(message: str) -> SandboxError:
+    step, _, reason = message.partition("\0")
+    hints = {
+        "user namespace": "as root: sysctl -w kernel.unprivileged_userns_clone=1 "
+        "kernel.apparmor_restrict_unprivileged_userns=0 (whichever exists), and "
+        "user.max_user_namespaces above 0",
+        "/dev/fuse": "as root: modprobe fuse && chmod 666 /dev/fuse",
+        "mount": "the container or security module forbids FUSE mounts; run outside of it",
+    }
+    return SandboxError(f"{step}: {reason}", hint=hints.get(step))
+
+
+# From here on: code of the forked processes. Nothing may be imported after the root has changed.
+
+
+def _enter_namespaces(
+    parents: socket.socket, control: socket.socket, uid: int, gid: int
+) -> NoReturn:
+    """First forked process: namespaces and the tree's mount; forks process 1 and exits."""
+    step = "user namespace"
+    try:
+        parents.close()
+        host_uid, host_gid = os.geteuid(), os.getegid()
+        linux.unshare(
+            linux.CLONE_NEWUSER
+            | linux.CLONE_NEWNS
+            | linux.CLONE_NEWPID
+            | linux.CLONE_NEWIPC
+            | linux.CLONE_NEWUTS
+        )
+        _write("/proc/self/setgroups", "deny")
+        _write("/proc/self/uid_map", f"{uid} {host_uid} 1")
+        _write("/proc/self/gid_map", f"{gid} {host_gid} 1")
+        step = "/dev/fuse"
+        fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        step = "mount"
+        linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
+        options = f"fd={fuse},rootmode=40755,user_id={uid},group_id={gid},default_permissions"
+        flags = linux.MS_NOSUID | linux.MS_NODEV
+        linux.mount("cloister", _STAGING, "fuse.cloister", flags, options)
+        init = os.fork()
+        if init == 0:
+            os.close(fuse)
+            _run_as_process_one(control)
+        socket.send_fds(control, [b"fuse"], [fuse])
+        control.sendall(_LENGTH.pack(init))
+    except OSError as error:
+        control.sendall(f"{step}\0{error.strerror}".encode())
+        os._exit(1)
+    os._exit(0)
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
+
+
+def _run_as_process_one(control: socket.socket) -> NoReturn:
+    """Process 1: mounts, starts the program, reaps, reports how it ended."""
+    try:
+        linux.set_dumpable(False)
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        plan = _receive_plan(control)
+        # Only now is the runtime the parent: the process that forked this one has been reaped.
+        linux.die_with_parent(signal.SIGKILL)
+        socket.sethostname(_HOSTNAME)
+        for mount in plan.mounts:
+            _mount(mount)
+        _forbid_more_namespaces()
+        os.chdir(_STAGING)
+        linux.pivot_root_here()
+        program = os.fork()
+        if program == 0:
+            _become_program(control, plan)
+        code = _reap_until(program)
+    except OSError as error:
+        control.sendall(b"!")
+        _fail(control, f"preparing the sandbox: {error.filename or ''}: {error.strerror}")
+    control.sendall(_STATUS.pack(_EXITED, code))
+    os._exit(0)
+
+
+def _receive_plan(control: socket.socket) -> Plan:
+    (size,) = _LENGTH.unpack(_exactly(control, _LENGTH.size))
+    fields = json.loads(_exactly(control, size))
+    fields["mounts"] = [KernelMount(**mount) for mount in fields["mounts"]]
+    return Plan(**fields)
+
+
+def _exactly(control: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = control.recv(size - len(data))
+        if not piece:
+            os._exit(1)  # the runtime died first
+        data += piece
+    return data
+
+
+def _mount(mount: KernelMount) -> None:
+    target = f"{_STAGING}{mount.path}"
+    safe = linux.MS_NOSUID | linux.MS_NODEV
+    if mount.kind == "tmpfs":
+        os.makedirs(target, exist_ok=True)
+        linux.mount("tmpfs", target, "tmpfs", safe, "mode=1777")
+    elif mount.kind == "proc":
+        linux.mount("proc", target, "proc", safe | linux.MS_NOEXEC)
+    elif mount.kind == "devpts":
+        options = "newinstance,ptmxmode=0666,mode=620"
+        linux.mount("devpts", target, "devpts", linux.MS_NOSUID | linux.MS_NOEXEC, options)
+    else:
+        linux.mount(mount.source, target, None, linux.MS_BIND)
+
+
+def _forbid_more_namespaces() -> None:
+    """Leave the program no way to regain capabilities in a user namespace of its own."""
+    _write(f"{_STAGING}/proc/sys/user/max_user_namespaces", "0")
+
+
+def _reap_until(program: int) -> int:
+    """Reap every orphan until the program ends; return its code as a shell would."""
+    while True:
+        pid, status = os.wait()
+        if pid != program:
+            continue
+        code = os.waitstatus_to_exitcode(status)
+        return code if code >= 0 else 128 - code
+
+
+def _become_program(control: socket.socket, plan: Plan) -> NoReturn:
+    """Process 2: without privileges, become the program."""
+    try:
+        control.sendall(b"!")  # its credentials tell the runtime this process's number
+        for number in (*_IGNORED, signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        os.chdir(plan.directory)
+        linux.drop_privileges()
+        os.execve(plan.executable, plan.arguments, plan.environment)
+    except OSError as error:
+        _fail(control, f"{error.filename or plan.executable}: cannot start: {error.strerror}")
+
+
+def _fail(control: socket.socket, message: str) -> NoReturn:
+    text = message.encode("utf-8", "surrogateescape")
+    control.sendall(_STATUS.pack(_NOT_STARTED, len(text)) + text)
+    os._exit(127)
+
+
+def harden_this_process() -> None:
+    """Keep the runtime's memory, which holds keys, out of core dumps and debuggers."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    linux.set_dumpable(False)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

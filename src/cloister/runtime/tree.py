@@ -1,0 +1,254 @@
+"""The mount tree of a manifest, from ``fs.root``, ``fs.mounts`` and the pseudo file systems.
+
+Most of the tree is nodes of ours. A few places belong to the kernel (tmpfs, procfs, devices); there
+the tree has an empty mount point and the sandbox mounts over it.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cloister.errors import InputError
+from cloister.fuse.filesystem import Caller
+from cloister.manifest.model import Manifest, Mount
+from cloister.runtime.encrypted import EncryptedNode
+from cloister.runtime.host import HostDirectory, host_node
+from cloister.runtime.keyring import Keyring
+from cloister.runtime.nodes import Directory, MountPoint, Node, Symlink, SyntheticDirectory
+from cloister.runtime.policy import ReadOnlyRules, normalise
+from cloister.runtime.scene import Scene
+
+KERNEL_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+SHOWN_OF_SYSFS = ("/sys/devices/system/cpu", "/sys/devices/system/node")
+_LINKS_IN_DEV = {
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "fd": "/proc/self/fd",
+    "ptmx": "pts/ptmx",
+}
+_MAX_READ = 1 << 20
+
+
+@dataclass(frozen=True)
+class KernelMount:
+    """Something that the sandbox mounts over the tree.
+
+    Attributes:
+        kind: ``tmpfs``, ``proc``, ``devpts``, or ``bind`` of a host device.
+        path: absolute, inside the tree.
+        source: the host's path of a bind mount.
+    """
+
+    kind: str
+    path: str
+    source: str = ""
+
+
+@dataclass
+class Tree:
+    """The root node and what the kernel has to mount over it, in order."""
+
+    root: Directory
+    kernel_mounts: list[KernelMount] = field(default_factory=list)
+
+    def place(self, path: str, node: Node, source: str) -> None:
+        """Put ``node`` at an absolute path; missing directories on the way are made up.
+
+        Args:
+            path: where, inside the tree.
+            node: what.
+            source: the manifest key, for messages.
+
+        Raises:
+            InputError: something on the way is not a directory, or is the kernel's.
+        """
+        *way, name = _parts(path)
+        directory: Node = self.root
+        so_far = ""
+        for part in way:
+            so_far += f"/{part}"
+            self._require_ours(so_far, path, source)
+            directory = _step(directory, os.fsencode(part), f"{source}: {so_far}")
+        if not isinstance(directory, Directory):
+            raise InputError(f"{source}: {so_far} is not a directory, so {path} cannot be there")
+        directory.mounted[os.fsencode(name)] = node
+
+    def _require_ours(self, directory: str, path: str, source: str) -> None:
+        if any(mount.path == directory and mount.kind != "bind" for mount in self.kernel_mounts):
+            raise InputError(
+                f"{source}: {path} lies below {directory}, which the kernel keeps; "
+                "only a tmpfs can be mounted there",
+                hint="choose a mount path outside of it",
+            )
+
+    def mount_by_kernel(self, mount: KernelMount, mode: int, source: str) -> None:
+        """Make an empty mount point and leave the rest to the sandbox."""
+        inside_tmpfs = any(
+            m.kind == "tmpfs" and mount.path.startswith(f"{m.path}/") for m in self.kernel_mounts
+        )
+        if not inside_tmpfs:
+            is_directory = stat.S_ISDIR(mode)
+            node = SyntheticDirectory() if is_directory else MountPoint(mode)
+            self.place(mount.path, node, source)
+        self.kernel_mounts.append(mount)
+
+    def find(self, path: str) -> Node:
+        """Return the node of an absolute path that is not the kernel's.
+
+        Raises:
+            OSError: there is none.
+        """
+        node: Node = self.root
+        for part in _parts(path):
+            if not isinstance(node, Directory):
+                raise NotADirectoryError(path)
+            name = os.fsencode(part)
+            node = node.mounted.get(name) or node.child(name)
+        return node
+
+    def read(self, path: str) -> bytes:
+        """Read a whole file of the tree with all its checks, as the program would.
+
+        Raises:
+            OSError: it does not exist, or its mount or the manifest's rules refuse it.
+        """
+        return read_node(self.find(path))
+
+
+def read_node(node: Node) -> bytes:
+    """Read a whole file with all its checks, as the program would.
+
+    Raises:
+        OSError: its mount or the manifest's rules refuse it.
+    """
+    handle = node.open(os.O_RDONLY, Caller(os.getuid(), os.getgid(), os.getpid()))
+    content = b""
+    try:
+        while piece := bytes(handle.read(len(content), _MAX_READ)):
+            content += piece
+    finally:
+        handle.release()
+    return content
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in posixpath.normpath(path).split("/") if part]
+
+
+def _step(directory: Node, name: bytes, where: str) -> Node:
+    """Return the directory ``name``, pinned in its parent so that mounts below it last."""
+    if not isinstance(directory, Directory):
+        raise InputError(f"{where}: the way there leads through a file")
+    node = directory.mounted.get(name)
+    if node is None:
+        try:
+            node = directory.child(name)
+        except FileNotFoundError:
+            node = SyntheticDirectory()
+        directory.mounted[name] = node
+    return node
+
+
+def build_tree(
+    manifest: Manifest, scene: Scene, keys: Keyring, base: Path, attestation: Directory
+) -> Tree:
+    """Build the tree that a manifest describes.
+
+    Args:
+        manifest: the validated manifest.
+        scene: rules and reporting for everything that comes from the host.
+        keys: wrap keys of the encrypted mounts.
+        base: directory to which relative URIs belong: that of the manifest.
+        attestation: ``/dev/attestation``.
+
+    Raises:
+        InputError: a mount names something that does not exist, or cannot be where it should.
+    """
+
+    def encrypted(host: str, path: str, key_name: str) -> EncryptedNode:
+        return EncryptedNode(scene, keys, host, path, key_name)
+
+    scene.encrypted = encrypted
+    root = _node_of(manifest.fs.root, scene, base, "fs.root")
+    if not isinstance(root, Directory):
+        raise InputError(f"fs.root: {manifest.fs.root.uri} is not a directory")
+    tree = Tree(root)
+    _place_pseudo_files(tree, scene, attestation)
+    for number, mount in enumerate(manifest.fs.mounts):
+        source = f"fs.mounts[{number}]"
+        if mount.type == "tmpfs":
+            tree.mount_by_kernel(KernelMount("tmpfs", _clean(mount.path)), stat.S_IFDIR, source)
+        elif mount.uri.startswith("dev:"):
+            device = KernelMount("bind", _clean(mount.path), mount.uri.removeprefix("dev:"))
+            tree.mount_by_kernel(device, stat.S_IFREG | 0o666, source)
+        else:
+            tree.place(mount.path, _node_of(mount, scene, base, source), source)
+    return tree
+
+
+def uri_node(manifest: Manifest, scene: Scene, base: Path, uri: str) -> Node:
+    """Return the node of a ``file:`` URI, encrypted if an encrypted mount covers it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    path = _uri_path(uri)
+    for mount in manifest.fs.mounts:
+        covered = _uri_path(mount.uri) if mount.type == "encrypted" else None
+        if covered is not None and (path == covered or path.startswith(f"{covered}/")):
+            return host_node(scene, os.path.join(base, path), path, mount.key_name)
+    return host_node(scene, os.path.join(base, path), path, None)
+
+
+def _uri_path(uri: str) -> str:
+    return normalise(uri.removeprefix("file:").removeprefix("dir:") or ".")
+
+
+def _clean(path: str) -> str:
+    return "/" + "/".join(_parts(path))
+
+
+def _node_of(mount: Mount, scene: Scene, base: Path, source: str) -> Node:
+    """Return the node of a chroot or encrypted mount."""
+    if mount.type not in ("chroot", "encrypted"):
+        raise InputError(
+            f"{source}: a mount of type {mount.type} cannot be served",
+            hint="use chroot, encrypted or tmpfs",
+        )
+    path = _uri_path(mount.uri)
+    host = os.path.join(base, path)
+    key_name = mount.key_name if mount.type == "encrypted" else None
+    try:
+        return host_node(scene, host, path, key_name)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{source}: {mount.uri} does not exist (looked for {host})",
+            hint="create it before the start, or correct the uri; relative ones start at "
+            "the manifest's directory",
+        ) from error
+
+
+def _place_pseudo_files(tree: Tree, scene: Scene, attestation: Directory) -> None:
+    """Put ``/proc``, ``/dev`` and ``/sys`` over whatever the root holds there."""
+    tree.mount_by_kernel(KernelMount("proc", "/proc"), stat.S_IFDIR, "/proc")
+    dev = SyntheticDirectory()
+    tree.place("/dev", dev, "/dev")
+    for name in KERNEL_DEVICES:
+        device = f"/dev/{name}"
+        if Path(device).is_char_device():
+            tree.mount_by_kernel(KernelMount("bind", device, device), stat.S_IFREG | 0o666, device)
+    tree.mount_by_kernel(KernelMount("tmpfs", "/dev/shm"), stat.S_IFDIR, "/dev/shm")  # noqa: S108
+    tree.mount_by_kernel(KernelMount("devpts", "/dev/pts"), stat.S_IFDIR, "/dev/pts")
+    for name, target in _LINKS_IN_DEV.items():
+        dev.mounted[name.encode()] = Symlink(target.encode())
+    dev.mounted[b"attestation"] = attestation
+    tree.place("/sys", SyntheticDirectory(), "/sys")
+    information = Scene(ReadOnlyRules(), scene.report, scene.uid, scene.gid, unbuffered=True)
+    for shown in SHOWN_OF_SYSFS:
+        if Path(shown).is_dir():
+            tree.place(shown, HostDirectory(information, shown, shown), shown)
