@@ -37,9 +37,7 @@ class Check:
         """Return the error that says why this check failed; the deepest cause speaks."""
         if self.decisive is not None:
             return self.decisive.as_error()
-        return self.error(
-            f"{self.name}: found {self.found}, expected {self.expected}", hint=self.hint
-        )
+        return self.error(f"{self.name}: {self.found}, expected {self.expected}", hint=self.hint)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the check for JSON."""

@@ -126,10 +126,10 @@ class _Work:
         return anchor
 
     def _claims(self, quote: Quote, anchor: TrustAnchor) -> dict[str, Any]:
-        self._next("signatures", "signatures, revocation, dates and TCB level hold up to the root")
+        self._next("signatures", "signatures, revocation, dates and TCB level all to hold")
         now = int(self._now.timestamp())
         claims = dcap.verified_claims(quote.raw, self._collateral, anchor, now)
-        self._passed("hold up to the root")
+        self._passed("signatures, revocation, dates and TCB level hold up to the root")
         return claims
 
     def _check_unlooked(self, quote: Quote, claims: dict[str, Any]) -> None:

@@ -186,16 +186,20 @@ class _Reader:
         return value
 
     def finish(self) -> None:
-        rest = len(self._data) - self._position
-        if rest:
-            raise MalformedQuoteError(f"{self._what} has {rest} bytes after its end")
+        if self.rest:
+            raise MalformedQuoteError(f"{self._what} has {len(self.rest)} bytes after its end")
+
+    @property
+    def rest(self) -> bytes:
+        return self._data[self._position :]
 
 
 def parse_quote(data: bytes) -> Quote:
     """Take a quote apart.
 
     Args:
-        data: the quote, nothing before and nothing after it.
+        data: the quote, nothing before and nothing after it. Only a TDX quote may be followed by
+            zero bytes: its generation service hands out a buffer of fixed size.
 
     Raises:
         MalformedQuoteError: cut short, trailing bytes, a length that does not fit.
@@ -207,9 +211,12 @@ def parse_quote(data: bytes) -> Quote:
     header = parse_header(reader.take(HEADER_SIZE, "header"))
     body = reader.take(_body_size(header, reader), "body")
     signature = reader.take(reader.number("I", "signature length"), "signature data")
-    reader.finish()
+    padding = reader.rest if header.tee_type == TEE_TDX else b""
+    if not padding or any(padding):
+        reader.finish()
     parse = _parse_signature_v3 if header.version == 3 else _parse_signature_v4
-    return Quote(raw=data, header=header, body=body, signature=parse(signature))
+    raw = data[: len(data) - len(padding)]
+    return Quote(raw=raw, header=header, body=body, signature=parse(signature))
 
 
 def parse_header(data: bytes) -> QuoteHeader:

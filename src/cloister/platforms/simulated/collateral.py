@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -48,10 +49,32 @@ class Conditions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Issued:
-    """Everything the manufacturer publishes about one device."""
+class PckChain:
+    """The certificates that a device's quotes carry."""
 
-    pck_chain: str
+    pck: x509.Certificate
+    pck_ca: x509.Certificate
+    root: x509.Certificate
+
+    def to_pem(self) -> str:
+        """Return them as PEM, leaf first."""
+        return ca.chain_pem(self.pck, self.pck_ca, self.root)
+
+    @classmethod
+    def from_pem(cls, text: str) -> PckChain:
+        """Read them from PEM, leaf first."""
+        return cls(*x509.load_pem_x509_certificates(text.encode()))
+
+    def holds_for(self, period: datetime.timedelta, *, now: datetime.datetime) -> bool:
+        """Tell whether the device's certificate is valid now and stays so for ``period``."""
+        pck = self.pck
+        return pck.not_valid_before_utc <= now and now + period <= pck.not_valid_after_utc
+
+
+@dataclasses.dataclass(frozen=True)
+class Issued:
+    """Collateral, and the time for which it was issued."""
+
     collateral: Collateral
     this_update: datetime.datetime
     next_update: datetime.datetime
@@ -61,21 +84,42 @@ class Issued:
         return self.this_update <= now and now + period <= self.next_update
 
 
-def issue(
+def issue_chain(
     authority: ca.Authority,
     *,
     device: ca.PckIdentity,
     pck_key: ec.EllipticCurvePublicKey,
-    quoting_enclave: EnclaveIdentity,
     now: datetime.datetime,
-    conditions: Conditions | None = None,
-) -> Issued:
-    """Issue the device's PCK certificate chain and its collateral.
+) -> PckChain:
+    """Issue the device's PCK certificate, and that of the CA above it.
 
     Args:
         authority: the simulated manufacturer.
         device: what the PCK certificate states.
         pck_key: the device's provisioning certification key.
+        now: time of issue (aware).
+    """
+    not_before = now.replace(microsecond=0) - BACKDATE
+    pck_ca = ca.issue_pck_ca(authority, not_before=not_before)
+    pck = ca.issue_pck(authority, pck_ca, pck_key, device, not_before=not_before)
+    return PckChain(pck, pck_ca, authority.root)
+
+
+def issue_collateral(
+    authority: ca.Authority,
+    chain: PckChain,
+    *,
+    device: ca.PckIdentity,
+    quoting_enclave: EnclaveIdentity,
+    now: datetime.datetime,
+    conditions: Conditions | None = None,
+) -> Issued:
+    """Issue the collateral of a device whose certificates exist.
+
+    Args:
+        authority: the simulated manufacturer.
+        chain: the device's certificates.
+        device: what its PCK certificate states.
         quoting_enclave: the enclave whose signatures count.
         now: time of issue (aware).
         conditions: what to say about the device; None says that all is well.
@@ -83,21 +127,17 @@ def issue(
     conditions = conditions or Conditions()
     now = now.replace(microsecond=0)
     issued, next_update = now - BACKDATE, now + conditions.lifetime
-    pck_ca = ca.issue_pck_ca(authority, not_before=issued)
-    signer = ca.issue_tcb_signer(authority, not_before=issued)
-    pck = ca.issue_pck(authority, pck_ca, pck_key, device, not_before=issued)
     dates = {"issueDate": _rfc3339(issued), "nextUpdate": _rfc3339(next_update)}
-    tcb_info = json.dumps(_tcb_info(device, conditions, dates), separators=(",", ":"))
-    qe_identity = json.dumps(
-        _qe_identity(quoting_enclave, conditions, dates), separators=(",", ":")
-    )
-    signer_chain = ca.chain_pem(signer, authority.root)
     period = {"this_update": issued, "next_update": next_update}
-    revoked = [pck.serial_number] if conditions.pck_revoked else []
+    tcb_info = _compact(_tcb_info(device, conditions, dates))
+    qe_identity = _compact(_qe_identity(quoting_enclave, conditions, dates))
+    signer = ca.issue_tcb_signer(authority, not_before=issued)
+    signer_chain = ca.chain_pem(signer, authority.root)
+    revoked = [chain.pck.serial_number] if conditions.pck_revoked else []
     collateral = Collateral(
-        pck_crl_issuer_chain=ca.chain_pem(pck_ca, authority.root),
+        pck_crl_issuer_chain=ca.chain_pem(chain.pck_ca, authority.root),
         root_ca_crl=ca.issue_crl(authority.root, authority.root_key, revoked=[], **period),
-        pck_crl=ca.issue_crl(pck_ca, authority.pck_ca_key, revoked=revoked, **period),
+        pck_crl=ca.issue_crl(chain.pck_ca, authority.pck_ca_key, revoked=revoked, **period),
         tcb_info_issuer_chain=signer_chain,
         tcb_info=tcb_info,
         tcb_info_signature=sign_raw(authority.tcb_signer_key, tcb_info.encode()),
@@ -105,7 +145,11 @@ def issue(
         qe_identity=qe_identity,
         qe_identity_signature=sign_raw(authority.tcb_signer_key, qe_identity.encode()),
     )
-    return Issued(ca.chain_pem(pck, pck_ca, authority.root), collateral, issued, next_update)
+    return Issued(collateral, issued, next_update)
+
+
+def _compact(value: dict[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _tcb_info(

@@ -57,24 +57,26 @@ class Processor:
             MeasurementMismatchError: the signer signed another measurement.
         """
         sigstruct.verify()
-        if measured != sigstruct.mrenclave:
+        if measured != sigstruct.mr_enclave:
             raise MeasurementMismatchError(
                 f"EINIT: measured MRENCLAVE {measured.hex()},"
-                f" but SIGSTRUCT was signed for {sigstruct.mrenclave.hex()}"
+                f" but SIGSTRUCT was signed for {sigstruct.mr_enclave.hex()}"
             )
         self._check_attributes(sigstruct)
         return EnclaveIdentity(
             mr_enclave=measured,
-            mr_signer=sigstruct.mrsigner,
-            flags=sigstruct.attribute_flags | Attribute.INIT,
-            xfrm=sigstruct.attribute_xfrm,
+            mr_signer=sigstruct.mr_signer,
+            flags=sigstruct.flags | Attribute.INIT,
+            xfrm=sigstruct.xfrm,
             misc_select=sigstruct.misc_select,
             isv_prod_id=sigstruct.isv_prod_id,
             isv_svn=sigstruct.isv_svn,
+            isv_ext_prod_id=sigstruct.isv_ext_prod_id,
+            isv_family_id=sigstruct.isv_family_id,
         )
 
     def _check_attributes(self, sigstruct: Sigstruct) -> None:
-        flags = sigstruct.attribute_flags
+        flags = sigstruct.flags
         if not flags & Attribute.MODE64:
             raise EnclaveStartError("EINIT: ATTRIBUTES.MODE64 is not set; only 64 bit is supported")
         if flags & _FORBIDDEN:
@@ -82,9 +84,9 @@ class Processor:
                 f"EINIT: ATTRIBUTES {flags:#x} ask for the provisioning or launch key",
                 hint="only the platform's own enclaves may; sign without these attributes",
             )
-        if sigstruct.attribute_xfrm & XFRM_LEGACY != XFRM_LEGACY:
+        if sigstruct.xfrm & XFRM_LEGACY != XFRM_LEGACY:
             raise EnclaveStartError(
-                f"EINIT: XFRM {sigstruct.attribute_xfrm:#x} lacks x87 and SSE (bits 0 and 1)"
+                f"EINIT: XFRM {sigstruct.xfrm:#x} lacks x87 and SSE (bits 0 and 1)"
             )
 
     def ereport(self, identity: EnclaveIdentity, target_info: bytes, report_data: bytes) -> bytes:

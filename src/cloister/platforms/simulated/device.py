@@ -32,7 +32,14 @@ from cloister.attestation.collateral import Collateral
 from cloister.errors import PlatformError
 from cloister.files import write_atomically
 from cloister.platforms.simulated import authority as ca
-from cloister.platforms.simulated.collateral import Conditions, Issued, issue
+from cloister.platforms.simulated.collateral import (
+    LIFETIME,
+    Conditions,
+    Issued,
+    PckChain,
+    issue_chain,
+    issue_collateral,
+)
 from cloister.platforms.simulated.cpu import CPU_SVN
 from cloister.platforms.simulated.quoting import PCE_SVN, QUOTING_ENCLAVE
 from cloister.sgx.keys import FusedKeys
@@ -60,16 +67,33 @@ class Device:
             ppid=self.ppid, cpu_svn=CPU_SVN, pce_svn=PCE_SVN, pce_id=PCE_ID, fmspc=FMSPC
         )
 
-    def issue(self, now: datetime.datetime, conditions: Conditions | None = None) -> Issued:
-        """Let the manufacturer issue this device's certificates and collateral."""
-        return issue(
+    def issue_chain(self, now: datetime.datetime) -> PckChain:
+        """Let the manufacturer certify this device."""
+        return issue_chain(
+            self.authority, device=self.pck_identity, pck_key=self.pck_key.public_key(), now=now
+        )
+
+    def issue_collateral(
+        self, chain: PckChain, now: datetime.datetime, conditions: Conditions | None = None
+    ) -> Issued:
+        """Let the manufacturer publish the collateral of this device."""
+        return issue_collateral(
             self.authority,
+            chain,
             device=self.pck_identity,
-            pck_key=self.pck_key.public_key(),
             quoting_enclave=QUOTING_ENCLAVE,
             now=now,
             conditions=conditions,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Certified:
+    """A device with its certificates and the collateral that was published last."""
+
+    device: Device
+    chain: PckChain
+    issued: Issued
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +102,7 @@ class DeviceStore:
 
     directory: Path
 
-    def open(self, now: datetime.datetime) -> tuple[Device, Issued]:
+    def open(self, now: datetime.datetime) -> Certified:
         """Return the device, made if there is none, and its certificates, renewed if near expiry.
 
         Raises:
@@ -88,7 +112,7 @@ class DeviceStore:
         self._refuse_open_permissions(self.directory)
         with self._locked():
             device = self._load_or_make(now)
-            return device, self._load_or_issue(device, now)
+            return self._load_or_issue(device, now)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -109,17 +133,21 @@ class DeviceStore:
         with self._damage_is_an_error(path):
             return _parse_device(json.loads(path.read_bytes()))
 
-    def _load_or_issue(self, device: Device, now: datetime.datetime) -> Issued:
+    def _load_or_issue(self, device: Device, now: datetime.datetime) -> Certified:
         path = self.directory / "issued.json"
+        chain: PckChain | None = None
         if path.exists():
             with self._damage_is_an_error(path):
-                issued = _parse_issued(json.loads(path.read_bytes()))
-            if issued.holds_for(RENEW_BEFORE, now=now):
-                return issued
-        issued = device.issue(now)
-        text = json.dumps(_issued_json(issued), indent=1)
+                chain, issued = _parse_issued(json.loads(path.read_bytes()))
+            if not chain.holds_for(LIFETIME + RENEW_BEFORE, now=now):
+                chain = None
+            elif issued.holds_for(RENEW_BEFORE, now=now):
+                return Certified(device, chain, issued)
+        chain = chain or device.issue_chain(now)
+        issued = device.issue_collateral(chain, now)
+        text = json.dumps(_issued_json(chain, issued), indent=1)
         write_atomically(path, text.encode(), mode=0o600)
-        return issued
+        return Certified(device, chain, issued)
 
     @staticmethod
     def _refuse_open_permissions(path: Path) -> None:
@@ -177,25 +205,25 @@ def _parse_device(data: dict[str, Any]) -> Device:
     )
 
 
-def _issued_json(issued: Issued) -> dict[str, Any]:
+def _issued_json(chain: PckChain, issued: Issued) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "this_update": issued.this_update.isoformat(),
         "next_update": issued.next_update.isoformat(),
-        "pck_chain": issued.pck_chain,
+        "pck_chain": chain.to_pem(),
         "collateral": issued.collateral.to_dict(),
     }
 
 
-def _parse_issued(data: dict[str, Any]) -> Issued:
+def _parse_issued(data: dict[str, Any]) -> tuple[PckChain, Issued]:
     if data["format"] != FORMAT:
         raise ValueError("format")
-    return Issued(
-        pck_chain=data["pck_chain"],
+    issued = Issued(
         collateral=Collateral.from_dict(data["collateral"]),
         this_update=datetime.datetime.fromisoformat(data["this_update"]),
         next_update=datetime.datetime.fromisoformat(data["next_update"]),
     )
+    return PckChain.from_pem(data["pck_chain"]), issued
 
 
 def _exact(text: str, size: int) -> bytes:

@@ -14,7 +14,7 @@ from cloister.files import data_home
 from cloister.platforms.base import SealingPolicy
 from cloister.platforms.simulated.collateral import Conditions
 from cloister.platforms.simulated.cpu import Processor, target_info_of
-from cloister.platforms.simulated.device import Device, DeviceStore
+from cloister.platforms.simulated.device import DeviceStore
 from cloister.platforms.simulated.quoting import QuotingEnclave
 from cloister.sgx.keys import (
     SEAL_FLAGS_MASK,
@@ -77,15 +77,16 @@ class SimulatedPlatform:
         measured = measure(
             manifest, image, enclave_size=enclave_size, max_threads=max_threads, edmm=edmm
         )
-        device, issued = self._store.open(self._clock())
+        certified = self._store.open(self._clock())
+        device = certified.device
         processor = Processor(fused=device.fused, report_key_id=secrets.token_bytes(32))
         identity = processor.einit(signed, measured=measured.mrenclave)
-        quoting = QuotingEnclave(processor, device.pck_key, issued.pck_chain)
+        quoting = QuotingEnclave(processor, device.pck_key, certified.chain.to_pem())
         return SimulatedEnclave(identity, processor, quoting)
 
     def trust_anchor(self) -> TrustAnchor:
         """Return this device's root, for verifiers that are told to trust it."""
-        return TrustAnchor(self._device().authority.root)
+        return self.export().anchor
 
     def export(self, conditions: Conditions | None = None) -> SimulatedBundle:
         """Return root and collateral for an owner who wants to trust this platform.
@@ -93,13 +94,12 @@ class SimulatedPlatform:
         Args:
             conditions: rehearse a bad day; None exports what was published.
         """
-        device, issued = self._store.open(self._clock())
+        now = self._clock()
+        certified = self._store.open(now)
+        issued = certified.issued
         if conditions is not None:
-            issued = device.issue(self._clock(), conditions)
-        return SimulatedBundle(TrustAnchor(device.authority.root), issued.collateral)
-
-    def _device(self) -> Device:
-        return self._store.open(self._clock())[0]
+            issued = certified.device.issue_collateral(certified.chain, now, conditions)
+        return SimulatedBundle(TrustAnchor(certified.device.authority.root), issued.collateral)
 
 
 class SimulatedEnclave:
