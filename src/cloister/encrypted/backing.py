@@ -1,0 +1,311 @@
+"""What an encrypted file lies on: a few positioned operations, on a file or in memory."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from cloister.errors import InputError, InUseError, NotEncryptedError
+from cloister.files import sync_directory
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+class Backing(Protocol):
+    """Random access to bytes. Offsets and lengths are in bytes."""
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Return up to ``length`` bytes; fewer only at the end."""
+
+    def pread_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill ``buffer``; return how many bytes there were, fewer only at the end."""
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        """Write all of ``data``; a gap behind the end is filled with zeros."""
+
+    def truncate(self, size: int) -> None:
+        """Cut or extend with zeros."""
+
+    def size(self) -> int:
+        """Return the size."""
+
+    def fsync(self) -> None:
+        """Return when everything written so far survives a power loss."""
+
+    def close(self) -> None:
+        """Release it; idempotent."""
+
+
+class RecoveryStore(Protocol):
+    """The place beside a file for the old nodes that a write in progress replaces."""
+
+    def needed(self) -> bool:
+        """Tell whether anybody could open the file after a crash (False once it is unlinked)."""
+
+    def open(self) -> Backing | None:
+        """Open the existing recovery file for reading, or return None."""
+
+    def create(self) -> Backing:
+        """Return a new, empty recovery file whose name survives a power loss."""
+
+    def remove(self) -> None:
+        """Remove what :meth:`create` made, if it is still there."""
+
+
+class MemoryBacking:
+    """Bytes in memory."""
+
+    def __init__(self, content: Buffer = b"") -> None:
+        self._content = bytearray(content)
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Return up to ``length`` bytes."""
+        return bytes(self._content[offset : offset + length])
+
+    def pread_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill ``buffer`` as far as there are bytes."""
+        part = self._content[offset : offset + len(buffer)]
+        buffer[: len(part)] = part
+        return len(part)
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        """Write all of ``data``."""
+        if offset > len(self._content):
+            self.truncate(offset)
+        self._content[offset : offset + len(data)] = data
+
+    def truncate(self, size: int) -> None:
+        """Cut or extend with zeros."""
+        del self._content[size:]
+        self._content.extend(bytes(size - len(self._content)))
+
+    def size(self) -> int:
+        """Return the size."""
+        return len(self._content)
+
+    def fsync(self) -> None:
+        """Memory has nothing to sync."""
+
+    def close(self) -> None:
+        """Keep the bytes: they are the result."""
+
+    def getvalue(self) -> bytes:
+        """Return a copy of the bytes."""
+        return bytes(self._content)
+
+
+class StreamBacking:
+    """Any seekable binary file object; it belongs to the caller and is not closed."""
+
+    def __init__(self, stream: io.RawIOBase | io.BufferedIOBase) -> None:
+        self._stream = stream
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Return up to ``length`` bytes."""
+        buffer = bytearray(length)
+        return bytes(buffer[: self.pread_into(offset, memoryview(buffer))])
+
+    def pread_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill ``buffer`` as far as there are bytes."""
+        self._stream.seek(offset)
+        done = 0
+        while done < len(buffer):
+            count = self._stream.readinto(buffer[done:])
+            if not count:
+                break
+            done += count
+        return done
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        """Write all of ``data``."""
+        self._stream.seek(offset)
+        view = memoryview(data)
+        while len(view) > 0:
+            view = view[self._stream.write(view) or 0 :]
+
+    def truncate(self, size: int) -> None:
+        """Cut or extend with zeros."""
+        end = self.size()
+        if size < end:
+            self._stream.truncate(size)
+        elif size > end:
+            self.pwrite(size - 1, b"\0")
+
+    def size(self) -> int:
+        """Return the size."""
+        return self._stream.seek(0, os.SEEK_END)
+
+    def fsync(self) -> None:
+        """Flush the object's own buffer; it may have no disk to sync."""
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Flush; the stream stays open."""
+        self._stream.flush()
+
+
+class FileBacking:
+    """A host file, by descriptor, which it owns."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    def open(cls, path: Path, *, writable: bool) -> FileBacking:
+        """Open an existing file; a writable one is locked against other writers.
+
+        Raises:
+            NotEncryptedError: it is no regular file.
+            InUseError: another process has it open for writing.
+            OSError: the host refuses.
+        """
+        flags = os.O_RDWR if writable else os.O_RDONLY
+        flags |= os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not make us wait for its other end
+        backing = cls(os.open(path, flags))
+        try:
+            backing.require_regular(path)
+            if writable:
+                backing.lock(path)
+        except BaseException:
+            backing.close()
+            raise
+        return backing
+
+    @classmethod
+    def create(cls, path: Path, content: bytes, mode: int) -> FileBacking:
+        """Make a file that appears under its name with ``content`` already on the disk.
+
+        Raises:
+            FileExistsError: ``path`` exists.
+            OSError: the host refuses.
+        """
+        temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.tmp")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        backing = cls(os.open(temporary, flags, mode))
+        try:
+            backing.lock(path)
+            backing.pwrite(0, content)
+            backing.fsync()
+            os.link(temporary, path)
+        except BaseException:
+            backing.close()
+            raise
+        finally:
+            temporary.unlink()
+        return backing
+
+    def require_regular(self, path: Path) -> None:
+        """Refuse directories, FIFOs and devices."""
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            raise NotEncryptedError(f"{path}: not an encrypted file: not a regular file")
+
+    def lock(self, path: Path) -> None:
+        """Lock the file against other writers until it is closed."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InUseError(f"{path}: another process has the file open for writing") from error
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._descriptor
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Return up to ``length`` bytes."""
+        data = os.pread(self._descriptor, length, offset)
+        while len(data) < length:
+            more = os.pread(self._descriptor, length - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def pread_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill ``buffer`` as far as there are bytes."""
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+            if not count:
+                break
+            done += count
+        return done
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        """Write all of ``data``."""
+        view = memoryview(data)
+        while len(view) > 0:
+            count = os.pwrite(self._descriptor, view, offset)
+            view = view[count:]
+            offset += count
+
+    def truncate(self, size: int) -> None:
+        """Cut or extend with zeros."""
+        os.ftruncate(self._descriptor, size)
+
+    def size(self) -> int:
+        """Return the size."""
+        return os.fstat(self._descriptor).st_size
+
+    def fsync(self) -> None:
+        """Wait for the disk."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the descriptor; idempotent."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+
+class FileRecoveryStore:
+    """The recovery file of a host file: its name with ``.gramine.recovery`` behind it.
+
+    Args:
+        path: the recovery file.
+        main: the file that it protects.
+    """
+
+    def __init__(self, path: Path, main: FileBacking) -> None:
+        self._path = path
+        self._main = main
+        self._made: FileBacking | None = None
+
+    def needed(self) -> bool:
+        """Tell whether the file still has a name."""
+        return os.fstat(self._main.fileno()).st_nlink > 0
+
+    def open(self) -> FileBacking | None:
+        """Open the existing recovery file; a symbolic link there is not followed."""
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            return FileBacking(os.open(self._path, flags))
+        except FileNotFoundError:
+            return None
+
+    def create(self) -> FileBacking:
+        """Return a new file; one that lies there already belongs to no write any more."""
+        self._path.unlink(missing_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            self._made = FileBacking(os.open(self._path, flags, 0o600))
+        except FileNotFoundError as error:
+            raise InputError(f"{self._path.parent}: the directory is gone") from error
+        sync_directory(self._path.parent)
+        return self._made
+
+    def remove(self) -> None:
+        """Remove the file, unless another one has taken its name since."""
+        if self._made is None:
+            return
+        mine, self._made = os.fstat(self._made.fileno()), None
+        try:
+            there = self._path.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        if (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):
+            self._path.unlink()

@@ -1,0 +1,355 @@
+"""The bytes of an encrypted file: constants, tables, node numbers, key derivation, node cipher.
+
+Pure: bytes and keys in, bytes out, no files, clocks or randomness. Source of every fact: the
+Graphene "protected files" format (major version 1) and the Gramine "encrypted files" format
+(major version 2). All integers are little endian, all structures packed.
+
+An encrypted file is an array of 4096-byte *nodes*. Node 0 holds the metadata and the first 3072
+bytes of content. Longer files continue with a tree: *MHT nodes* (Merkle hash tree) hold the key
+and the authentication tag of 96 *data nodes* and of 32 child MHT nodes each::
+
+    0 metadata | 1 MHT 0 (root) | 2..97 data 0..95 | 98 MHT 1 | 99..194 data 96..191 | 195 MHT 2 ...
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+NODE_SIZE: Final = 4096
+MAGIC: Final = b"GRAFS_PF"
+GRAPHENE_VERSION: Final = 1
+GRAMINE_VERSION: Final = 2
+VERSIONS: Final = (GRAPHENE_VERSION, GRAMINE_VERSION)
+MINOR_VERSION: Final = 0
+
+KEY_SIZE: Final = 16
+TAG_SIZE: Final = 16
+NONCE_SIZE: Final = 32
+PATH_FIELD_SIZE: Final = 772
+MAX_PATH: Final = PATH_FIELD_SIZE - 1  # the string is NUL terminated
+HEAD_SIZE: Final = 3072  # content bytes that live in node 0
+DATA_PER_MHT: Final = 96
+CHILDREN_PER_MHT: Final = 32
+ENTRY_SIZE: Final = KEY_SIZE + TAG_SIZE
+
+PENDING_WRITE: Final = 0x01  # feature flag, version 2: a write was begun and not finished
+IV: Final = bytes(12)  # constant: every key encrypts exactly one node
+KDF_LABEL: Final = b"SGX-PROTECTED-FS-METADATA-KEY".ljust(64, b"\0")
+
+RECOVERY_SUFFIX: Final = ".gramine.recovery"
+RECOVERY_NUMBER: Final = struct.Struct("<Q")
+RECOVERY_RECORD_SIZE: Final = RECOVERY_NUMBER.size + NODE_SIZE
+
+
+class Field(NamedTuple):
+    """Where a field lies, in bytes from the start of its structure."""
+
+    offset: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """First byte behind the field."""
+        return self.offset + self.size
+
+
+class Table:
+    """A packed little-endian structure: field name -> struct format, in order."""
+
+    def __init__(self, formats: dict[str, str]) -> None:
+        self._struct = struct.Struct("<" + "".join(formats.values()))
+        self.fields: dict[str, Field] = {}
+        offset = 0
+        for name, code in formats.items():
+            self.fields[name] = Field(offset, struct.calcsize("<" + code))
+            offset += self.fields[name].size
+        self.size = offset
+
+    def unpack(self, data: bytes | bytearray | memoryview) -> dict[str, Any]:
+        """Return the fields that stand at the start of ``data``, by name."""
+        return dict(zip(self.fields, self._struct.unpack_from(data), strict=True))
+
+    def pack(self, **values: Any) -> bytes:
+        """Return the structure; byte strings are padded with zeros to their field."""
+        return self._struct.pack(*(values[name] for name in self.fields))
+
+
+_HEADER: Final = {"magic": "8s", "major": "B", "minor": "B", "nonce": "32s", "tag": "16s"}
+
+HEADERS: Final[dict[int, Table]] = {
+    GRAPHENE_VERSION: Table(_HEADER),
+    GRAMINE_VERSION: Table({**_HEADER, "flags": "B"}),
+}
+"""Plain start of node 0, by major version. The encrypted part follows at once."""
+
+METADATA: Final = Table(
+    {
+        "path": f"{PATH_FIELD_SIZE}s",
+        "size": "Q",
+        "root_key": f"{KEY_SIZE}s",
+        "root_tag": f"{TAG_SIZE}s",
+        "head": f"{HEAD_SIZE}s",
+    }
+)
+"""Plaintext of the encrypted part of node 0."""
+
+PENDING_MARK: Final = Field(8, HEADERS[GRAMINE_VERSION].size - 8)
+"""The bytes (major version .. flags) that mark a file as being written; inside one disk sector."""
+
+
+class Header(NamedTuple):
+    """The plain, unauthenticated start of node 0."""
+
+    magic: bytes
+    major: int
+    minor: int
+    nonce: bytes
+    tag: bytes
+    flags: int
+
+    @property
+    def pending_write(self) -> bool:
+        """Whether a write was begun and not finished: the file needs its recovery file."""
+        return bool(self.flags & PENDING_WRITE)
+
+
+class Metadata(NamedTuple):
+    """The authenticated content of node 0.
+
+    ``path`` is the embedded path without its padding; ``size`` counts plaintext bytes; ``root_*``
+    open MHT node 0 and are zero in files of at most 3072 bytes; ``head`` is 3072 bytes.
+    """
+
+    path: bytes
+    size: int
+    root_key: bytes
+    root_tag: bytes
+    head: bytes
+
+
+class NodeAuthenticationError(Exception):
+    """A node does not fit its key and tag.
+
+    Args:
+        index: which node of the run that was to be opened, counted from 0.
+    """
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"node {index} of the run does not authenticate")
+        self.index = index
+
+
+# --- Node numbers -----------------------------------------------------------------------------
+
+
+def data_node(index: int) -> int:
+    """Return the physical node of data node ``index``."""
+    return index + 2 + index // DATA_PER_MHT
+
+
+def mht_node(index: int) -> int:
+    """Return the physical node of MHT node ``index`` (0 is the root)."""
+    return 1 + (DATA_PER_MHT + 1) * index
+
+
+def mht_parent(index: int) -> tuple[int, int]:
+    """Return the parent of MHT node ``index`` > 0 and the entry there that describes it."""
+    return (index - 1) // CHILDREN_PER_MHT, DATA_PER_MHT + (index - 1) % CHILDREN_PER_MHT
+
+
+def data_count(size: int) -> int:
+    """Return the number of data nodes of a file of ``size`` plaintext bytes."""
+    return 0 if size <= HEAD_SIZE else -(-(size - HEAD_SIZE) // NODE_SIZE)
+
+
+def mht_count(size: int) -> int:
+    """Return the number of MHT nodes of a file of ``size`` plaintext bytes."""
+    return -(-data_count(size) // DATA_PER_MHT)
+
+
+def host_nodes(size: int) -> int:
+    """Return the number of nodes of a file of ``size`` plaintext bytes."""
+    return 1 + data_count(size) + mht_count(size)
+
+
+def node_role(node: int) -> tuple[str, int]:
+    """Return what physical ``node`` holds: ``metadata`` 0, ``mht`` m or ``data`` d."""
+    if node == 0:
+        return "metadata", 0
+    group, place = divmod(node - 1, DATA_PER_MHT + 1)
+    return ("mht", group) if place == 0 else ("data", group * DATA_PER_MHT + place - 1)
+
+
+# --- Node 0 -----------------------------------------------------------------------------------
+
+
+def parse_header(node: bytes) -> Header:
+    """Return the plain start of node 0; the caller judges magic and version.
+
+    Args:
+        node: at least 59 bytes. A major version that is not known is read as version 2.
+    """
+    major = node[HEADERS[GRAMINE_VERSION].fields["major"].offset]
+    fields = HEADERS[major if major in HEADERS else GRAMINE_VERSION].unpack(node)
+    return Header(**{"flags": 0, **fields})
+
+
+def metadata_key(wrap_key: bytes, nonce: bytes) -> bytes:
+    """Derive the key of node 0: NIST SP 800-108 counter mode over AES-128-CMAC, one block."""
+    from cryptography.hazmat.primitives.ciphers.algorithms import AES
+    from cryptography.hazmat.primitives.cmac import CMAC
+
+    cmac = CMAC(AES(wrap_key))
+    cmac.update(struct.pack("<I64s32sI", 1, KDF_LABEL, nonce, 0x80))
+    return cmac.finalize()
+
+
+def seal_metadata(metadata: Metadata, wrap_key: bytes, nonce: bytes, version: int) -> bytes:
+    """Return node 0, 4096 bytes.
+
+    Args:
+        metadata: the content; ``path`` at most 771 bytes.
+        wrap_key: 16 bytes.
+        nonce: 32 bytes that were never used with this wrap key.
+        version: the major version, 1 or 2.
+    """
+    plain = METADATA.pack(**metadata._asdict())
+    sealed = AESGCM(metadata_key(wrap_key, nonce)).encrypt(IV, plain, None)
+    header = HEADERS[version].pack(
+        magic=MAGIC,
+        major=version,
+        minor=MINOR_VERSION,
+        nonce=nonce,
+        tag=sealed[METADATA.size :],
+        flags=0,
+    )
+    return (header + sealed[: METADATA.size]).ljust(NODE_SIZE, b"\0")
+
+
+def open_metadata(node: bytes, wrap_key: bytes) -> Metadata:
+    """Decrypt node 0.
+
+    Args:
+        node: 4096 bytes with a known major version.
+        wrap_key: 16 bytes.
+
+    Raises:
+        NodeAuthenticationError: the key is wrong or the node was changed; nobody can tell which.
+    """
+    header = parse_header(node)
+    start = HEADERS[header.major].size
+    sealed = node[start : start + METADATA.size] + header.tag
+    try:
+        plain = AESGCM(metadata_key(wrap_key, header.nonce)).decrypt(IV, sealed, None)
+    except InvalidTag:
+        raise NodeAuthenticationError(0) from None
+    metadata = Metadata(**METADATA.unpack(plain))
+    return metadata._replace(path=metadata.path.split(b"\0", 1)[0])
+
+
+def mark_pending(node: bytes) -> bytes:
+    """Return node 0 with its pending-write flag set; a version 1 node becomes a version 2 one.
+
+    Only bytes of :data:`PENDING_MARK` differ. The node cannot be opened afterwards if it was of
+    version 1: the mark says that it is to be replaced from the recovery file anyway.
+    """
+    marked = bytearray(node)
+    fields = HEADERS[GRAMINE_VERSION].fields
+    was_current = marked[fields["major"].offset] == GRAMINE_VERSION
+    flags = marked[fields["flags"].offset] if was_current else 0
+    marked[fields["major"].offset] = GRAMINE_VERSION
+    marked[fields["flags"].offset] = flags | PENDING_WRITE
+    return bytes(marked)
+
+
+def clear_pending(node: bytes) -> bytes:
+    """Return a version 2 node 0 with its pending-write flag cleared; others unchanged."""
+    header = parse_header(node)
+    if header.major != GRAMINE_VERSION:
+        return node
+    cleared = bytearray(node)
+    cleared[HEADERS[GRAMINE_VERSION].fields["flags"].offset] &= ~PENDING_WRITE & 0xFF
+    return bytes(cleared)
+
+
+# --- Data and MHT nodes -------------------------------------------------------------------------
+
+
+def entry_field(slot: int) -> Field:
+    """Return where entry ``slot`` (0..95 data, 96..127 child MHT) lies in an MHT node."""
+    return Field(slot * ENTRY_SIZE, ENTRY_SIZE)
+
+
+def seal_node(key: bytes, plain: bytes | bytearray | memoryview) -> bytes:
+    """Encrypt one node: 4096 bytes of ciphertext and the 16-byte tag behind them."""
+    return AESGCM(key).encrypt(IV, plain, None)
+
+
+def open_node(entry: bytes, cipher: bytes) -> bytes:
+    """Decrypt one 4096-byte node with its ``entry`` (key, tag).
+
+    Raises:
+        NodeAuthenticationError: the node does not fit the entry.
+    """
+    try:
+        return AESGCM(entry[:KEY_SIZE]).decrypt(IV, cipher + entry[KEY_SIZE:ENTRY_SIZE], None)
+    except InvalidTag:
+        raise NodeAuthenticationError(0) from None
+
+
+def seal_run(
+    keys: bytes, nodes: Sequence[bytes | bytearray | memoryview], out: memoryview
+) -> bytearray:
+    """Encrypt neighbouring nodes into ``out``; return their entries (key, tag), 32 bytes each.
+
+    Args:
+        keys: 16 fresh random bytes for each node.
+        nodes: 4096 bytes each.
+        out: room for the ciphertext and 16 bytes more; each tag lies for a moment where the
+            next node's ciphertext will be, which saves copying every node.
+    """
+    entries = bytearray(len(nodes) * ENTRY_SIZE)
+    start = 0
+    for index, node in enumerate(nodes):
+        key = keys[index * KEY_SIZE : (index + 1) * KEY_SIZE]
+        end = start + NODE_SIZE
+        AESGCM(key).encrypt_into(IV, node, None, out[start : end + TAG_SIZE])
+        entries[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE] = (
+            key + out[end : end + TAG_SIZE].tobytes()
+        )
+        start = end
+    return entries
+
+
+def open_run(entries: bytes | memoryview, work: memoryview, targets: Sequence[memoryview]) -> None:
+    """Decrypt neighbouring nodes into ``targets``.
+
+    Args:
+        entries: key and tag of each node, 32 bytes each.
+        work: the ciphertext and 16 bytes more. It is destroyed: each tag is put behind its
+            node's ciphertext, last node first, which saves copying every node.
+        targets: where each node's 4096 plaintext bytes go.
+
+    Raises:
+        NodeAuthenticationError: a node does not fit its entry; its target is zeroed.
+    """
+    entries = bytes(entries)
+    index = len(targets) - 1
+    end = (index + 1) * NODE_SIZE
+    try:
+        for target in reversed(targets):
+            place = index * ENTRY_SIZE
+            work[end : end + TAG_SIZE] = entries[place + KEY_SIZE : place + ENTRY_SIZE]
+            AESGCM(entries[place : place + KEY_SIZE]).decrypt_into(
+                IV, work[end - NODE_SIZE : end + TAG_SIZE], None, target
+            )
+            end -= NODE_SIZE
+            index -= 1
+    except InvalidTag:
+        targets[index][:] = bytes(NODE_SIZE)  # the library leaves what it deciphered there
+        raise NodeAuthenticationError(index) from None

@@ -1,0 +1,199 @@
+"""Undoing an interrupted write: what the recovery file holds, judged before it is believed.
+
+A recovery file is a sequence of records (u64 node number, 4096 bytes of old content), the same for
+Gramine and for us. Records carry no authentication of their own, so node 0 of the recovery file
+must authenticate under the wrap key, and any other record counts only if it authenticates under
+the tree that hangs on that node 0; the rest (a torn end, new nodes that Gramine logs with no
+content) is left alone. Nothing is written before that.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cloister.encrypted import checks
+from cloister.encrypted.backing import Backing, Buffer, RecoveryStore
+from cloister.encrypted.layout import (
+    NODE_SIZE,
+    PENDING_MARK,
+    RECOVERY_NUMBER,
+    RECOVERY_RECORD_SIZE,
+    VERSIONS,
+    Metadata,
+    NodeAuthenticationError,
+    clear_pending,
+    host_nodes,
+    mark_pending,
+    mht_count,
+    mht_node,
+    node_role,
+    open_node,
+    parse_header,
+)
+from cloister.encrypted.tree import MhtTree
+from cloister.errors import RecoveryError
+
+_SCAN_RECORDS = 256  # records read at a time, 1 MiB
+
+
+class Undo(NamedTuple):
+    """What puts a file back to its last complete state.
+
+    ``node0`` is the node 0 of that state, ``metadata`` its content; ``records`` says where in the
+    recovery file the old content of other nodes begins, by physical node.
+    """
+
+    log: Backing
+    node0: bytes
+    metadata: Metadata
+    records: dict[int, int]
+
+
+def load_undo(main: Backing, store: RecoveryStore, wrap_key: bytes, name: str) -> Undo:
+    """Read and judge the recovery file of a file that is marked as being written.
+
+    Raises:
+        RecoveryError: it is missing, or holds no node 0.
+        WrongKeyError: its node 0 does not authenticate.
+    """
+    log = store.open()
+    if log is None:
+        raise RecoveryError(f"{name}: a write was interrupted and the recovery file is missing")
+    try:
+        return _judge(main, log, wrap_key, name)
+    except BaseException:
+        log.close()
+        raise
+
+
+def _judge(main: Backing, log: Backing, wrap_key: bytes, name: str) -> Undo:
+    found = _scan(log)
+    if 0 not in found:
+        raise RecoveryError(f"{name}: a write was interrupted and the recovery file is empty")
+    node0 = clear_pending(log.pread(found.pop(0), NODE_SIZE))
+    if parse_header(node0).major not in VERSIONS:
+        raise RecoveryError(f"{name}: the recovery file holds no node of an encrypted file")
+    metadata = checks.authenticate(node0, wrap_key, f"{name} (recovery file)")
+    return Undo(log, node0, metadata, _authentic(main, log, metadata, found))
+
+
+def _scan(log: Backing) -> dict[int, int]:
+    """Return where the first record of each node keeps its content."""
+    found: dict[int, int] = {}
+    whole = log.size() // RECOVERY_RECORD_SIZE
+    for start in range(0, whole, _SCAN_RECORDS):
+        count = min(_SCAN_RECORDS, whole - start)
+        chunk = log.pread(start * RECOVERY_RECORD_SIZE, count * RECOVERY_RECORD_SIZE)
+        for i in range(len(chunk) // RECOVERY_RECORD_SIZE):
+            (node,) = RECOVERY_NUMBER.unpack_from(chunk, i * RECOVERY_RECORD_SIZE)
+            place = (start + i) * RECOVERY_RECORD_SIZE + RECOVERY_NUMBER.size
+            found.setdefault(node, place)
+    return found
+
+
+def _authentic(
+    main: Backing, log: Backing, metadata: Metadata, found: dict[int, int]
+) -> dict[int, int]:
+    """Return those records that authenticate under the tree of the recovered node 0."""
+
+    def load_mht(index: int, entry: bytes) -> bytes:
+        node = mht_node(index)
+        place = found.get(node)
+        if place is not None:
+            try:
+                return open_node(entry, log.pread(place, NODE_SIZE))
+            except NodeAuthenticationError:
+                del found[node]  # not of this state; the file's own node may be
+        return open_node(entry, main.pread(node * NODE_SIZE, NODE_SIZE))
+
+    tree = MhtTree(load_mht, metadata.root_key + metadata.root_tag, mht_count(metadata.size))
+    limit = host_nodes(metadata.size)
+    good: dict[int, int] = {}
+    for node in sorted(n for n in found if n < limit):
+        role, index = node_role(node)
+        try:
+            if role == "mht":
+                tree.page(index)
+            else:
+                open_node(tree.data_entries(index, 1), log.pread(found[node], NODE_SIZE))
+        except NodeAuthenticationError:
+            continue
+        if node in found:
+            good[node] = found[node]
+    return good
+
+
+def undo(main: Backing, store: RecoveryStore, wrap_key: bytes, name: str) -> None:
+    """Put the file back to its last complete state; a crash meanwhile changes nothing.
+
+    Raises:
+        RecoveryError: the recovery file is missing or useless; the file is left as it is.
+        WrongKeyError: the key does not open it; the file is left as it is.
+    """
+    state = load_undo(main, store, wrap_key, name)
+    try:
+        for node, place in state.records.items():
+            main.pwrite(node * NODE_SIZE, state.log.pread(place, NODE_SIZE))
+        main.pwrite(0, mark_pending(state.node0))
+        main.fsync()
+        start, end = PENDING_MARK.offset, PENDING_MARK.end
+        main.pwrite(start, state.node0[start:end])
+        main.fsync()
+        size = host_nodes(state.metadata.size) * NODE_SIZE
+        if main.size() > size:
+            main.truncate(size)
+    finally:
+        state.log.close()
+
+
+class RecoveredView:
+    """The last complete state of a file that is marked as being written, without touching it."""
+
+    def __init__(self, main: Backing, state: Undo) -> None:
+        self._main = main
+        self._state = state
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Return up to ``length`` bytes."""
+        buffer = bytearray(length)
+        return bytes(buffer[: self.pread_into(offset, memoryview(buffer))])
+
+    def pread_into(self, offset: int, buffer: memoryview) -> int:
+        """Fill ``buffer``, nodes of the recovery file instead of those that replaced them."""
+        done = self._main.pread_into(offset, buffer)
+        first, last = offset // NODE_SIZE, (offset + len(buffer) - 1) // NODE_SIZE
+        for node in range(first, last + 1):
+            old = self._old(node)
+            if old is None:
+                continue
+            start = node * NODE_SIZE - offset
+            low, high = max(0, start), min(start + NODE_SIZE, len(buffer))
+            buffer[low:high] = old[low - start : high - start]
+            done = max(done, high)
+        return done
+
+    def _old(self, node: int) -> bytes | None:
+        if node == 0:
+            return self._state.node0
+        place = self._state.records.get(node)
+        return None if place is None else self._state.log.pread(place, NODE_SIZE)
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        """Refuse: the view is for reading."""
+        raise NotImplementedError("a recovered view is for reading")
+
+    def truncate(self, size: int) -> None:
+        """Refuse: the view is for reading."""
+        raise NotImplementedError("a recovered view is for reading")
+
+    def size(self) -> int:
+        """Return the size of the file as it will be after recovery."""
+        return max(self._main.size(), host_nodes(self._state.metadata.size) * NODE_SIZE)
+
+    def fsync(self) -> None:
+        """Do nothing: nothing is written."""
+
+    def close(self) -> None:
+        """Close both files."""
+        self._state.log.close()
+        self._main.close()
