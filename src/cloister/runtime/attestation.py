@@ -19,7 +19,7 @@ from typing import NamedTuple
 from cloister.fuse.filesystem import Attributes, Caller, Change
 from cloister.fuse.protocol import OpenFlag
 from cloister.platforms.base import Enclave
-from cloister.runtime.keyring import KEY_SIZE, Keyring
+from cloister.runtime.keyring import DEFAULT_KEY, KEY_SIZE, Keyring
 from cloister.runtime.nodes import Handle, Node, SyntheticDirectory, refuse
 
 REPORT_DATA_SIZE = 64
@@ -184,8 +184,8 @@ def _graphene_key(keys: Keyring) -> PseudoFile:
             key = bytes.fromhex(value.decode("ascii"))
         except ValueError:
             refuse(errno.EACCES)
-        if len(value) != 2 * KEY_SIZE or len(key) != KEY_SIZE or "default" not in keys:
+        if len(value) != 2 * KEY_SIZE or len(key) != KEY_SIZE or DEFAULT_KEY not in keys:
             refuse(errno.EACCES)
-        keys.set("default", key)
+        keys.set(DEFAULT_KEY, key)
 
-    return PseudoFile(lambda _: (keys.get("default") or b"").hex().encode(), write)
+    return PseudoFile(lambda _: (keys.get(DEFAULT_KEY) or b"").hex().encode(), write)

@@ -13,7 +13,7 @@ import stat
 
 from cloister.fuse.filesystem import Attributes, Caller, Change, Statistics
 from cloister.fuse.protocol import OpenFlag
-from cloister.manifest.index import TrustedEntry
+from cloister.manifest.index import UNKNOWN_SIZE, TrustedEntry
 from cloister.runtime.encrypted import EncryptedNode
 from cloister.runtime.nodes import Directory, Handle, Node, refuse
 from cloister.runtime.policy import Intent
@@ -43,7 +43,8 @@ class HostFile(Node):
         """Return the host's attributes; the size of a trusted file is the signed one."""
         if self._handles:
             return self._handles[0].attributes()
-        size = None if self._trusted is None or not self._trusted.chunks else self._trusted.size
+        known = self._trusted is not None and self._trusted.size != UNKNOWN_SIZE
+        size = self._trusted.size if self._trusted is not None and known else None
         return shown(self.scene, os.stat(self.host), size)
 
     def change(self, change: Change, handle: Handle | None) -> None:
@@ -74,7 +75,7 @@ class HostFile(Node):
         descriptor = os.open(self.host, os.O_RDONLY | os.O_CLOEXEC)
         handle = TrustedHandle(self.scene, self.path, descriptor, entry)
         try:
-            if not entry.chunks and entry.size != 0:
+            if entry.size == UNKNOWN_SIZE:
                 handle.entry = self._trusted = digest_whole(descriptor, entry)
         except TamperedFileError as error:
             os.close(descriptor)

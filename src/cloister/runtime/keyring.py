@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator
 KEY_SIZE = 16
 """Bytes of a wrap key."""
 
+DEFAULT_KEY = "default"
+"""Name of the key of encrypted mounts that name none, and of Graphene's protected files."""
+
 
 class Keyring:
     """Named wrap keys; a known name may be unset. :meth:`wipe` overwrites what can be overwritten.

@@ -23,11 +23,11 @@ from cloister.platforms.base import Enclave, SealingPolicy
 from cloister.runtime.attestation import SEALING_KEYS, attestation_directory
 from cloister.runtime.environment import arguments, declared, environment
 from cloister.runtime.journal import Journal
-from cloister.runtime.keyring import Keyring
+from cloister.runtime.keyring import DEFAULT_KEY, Keyring
 from cloister.runtime.policy import DirectRules, EnclaveRules, Rules
 from cloister.runtime.sandbox import Plan, Sandbox, harden_this_process
 from cloister.runtime.scene import Scene
-from cloister.runtime.tree import build_tree, read_node, uri_node
+from cloister.runtime.tree import build_tree, key_of, read_node, uri_node
 from cloister.runtime.view import View
 
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
@@ -160,15 +160,18 @@ class _Run:
 
 def _keyring(manifest: Manifest, enclave: Enclave | None) -> Keyring:
     """Return the keys that exist by name, with those that need no key server already set."""
-    mounts = [manifest.fs.root, *manifest.fs.mounts]
-    named = {mount.key_name for mount in mounts if mount.type == "encrypted"}
+    mounts = [*manifest.fs.mounts, *([manifest.fs.root] if manifest.fs.root else [])]
+    named = {key_of(mount) for mount in mounts if mount.type == "encrypted"}
+    if manifest.sgx.protected_files:
+        named.add(DEFAULT_KEY)
     fixed = manifest.fs.insecure__keys
     keys = Keyring({*named, *fixed, *(SEALING_KEYS if enclave is not None else ())})
     for name, text in fixed.items():
         keys.set(name, bytes.fromhex(text))
     if enclave is not None:
-        keys.set("_sgx_mrenclave", enclave.sealing_key(SealingPolicy.MRENCLAVE))
-        keys.set("_sgx_mrsigner", enclave.sealing_key(SealingPolicy.MRSIGNER))
+        masks = manifest.sgx.seal_key.model_dump()
+        keys.set("_sgx_mrenclave", enclave.sealing_key(SealingPolicy.MRENCLAVE, **masks))
+        keys.set("_sgx_mrsigner", enclave.sealing_key(SealingPolicy.MRSIGNER, **masks))
     return keys
 
 

@@ -11,12 +11,12 @@ trusted file cannot be unlinked, renamed or replaced.
 from __future__ import annotations
 
 import errno
-import posixpath
 from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Protocol
 
 from cloister.manifest.index import TrustedEntry
+from cloister.manifest.uris import normalise
 
 
 class Intent(Enum):
@@ -51,12 +51,6 @@ class Rules(Protocol):
 
     def changes_on_host(self, path: str) -> bool:
         """Tell whether somebody outside may change what the program sees of ``path``."""
-
-
-def normalise(path: str) -> str:
-    """Normalise a URI path as text: no ``//``, ``.`` or inner ``..``; ``""`` becomes ``.``."""
-    normal = posixpath.normpath(path)
-    return normal[1:] if normal.startswith("//") else normal
 
 
 class EnclaveRules:

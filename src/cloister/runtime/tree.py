@@ -14,12 +14,13 @@ from pathlib import Path
 
 from cloister.errors import InputError
 from cloister.fuse.filesystem import Caller
-from cloister.manifest.model import Manifest, Mount
+from cloister.manifest.model import Manifest, Mount, RootMount
+from cloister.manifest.uris import DEVICE, FILE, normalise
 from cloister.runtime.encrypted import EncryptedNode
 from cloister.runtime.host import HostDirectory, host_node
-from cloister.runtime.keyring import Keyring
+from cloister.runtime.keyring import DEFAULT_KEY, Keyring
 from cloister.runtime.nodes import Directory, MountPoint, Node, Symlink, SyntheticDirectory
-from cloister.runtime.policy import ReadOnlyRules, normalise
+from cloister.runtime.policy import ReadOnlyRules
 from cloister.runtime.scene import Scene
 
 KERNEL_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -174,17 +175,17 @@ def build_tree(
         return EncryptedNode(scene, keys, host, path, key_name)
 
     scene.encrypted = encrypted
-    root = _node_of(manifest.fs.root, scene, base, "fs.root")
+    root = _node_of(manifest.fs.root or RootMount(uri="file:."), scene, base, "fs.root")
     if not isinstance(root, Directory):
-        raise InputError(f"fs.root: {manifest.fs.root.uri} is not a directory")
+        raise InputError("fs.root: its uri does not name a directory")
     tree = Tree(root)
     _place_pseudo_files(tree, scene, attestation)
     for number, mount in enumerate(manifest.fs.mounts):
         source = f"fs.mounts[{number}]"
         if mount.type == "tmpfs":
             tree.mount_by_kernel(KernelMount("tmpfs", _clean(mount.path)), stat.S_IFDIR, source)
-        elif mount.uri.startswith("dev:"):
-            device = KernelMount("bind", _clean(mount.path), mount.uri.removeprefix("dev:"))
+        elif mount.uri is not None and mount.uri.startswith(DEVICE):
+            device = KernelMount("bind", _clean(mount.path), mount.uri.removeprefix(DEVICE))
             tree.mount_by_kernel(device, stat.S_IFREG | 0o666, source)
         else:
             tree.place(mount.path, _node_of(mount, scene, base, source), source)
@@ -199,30 +200,35 @@ def uri_node(manifest: Manifest, scene: Scene, base: Path, uri: str) -> Node:
     """
     path = _uri_path(uri)
     for mount in manifest.fs.mounts:
-        covered = _uri_path(mount.uri) if mount.type == "encrypted" else None
+        covered = _uri_path(mount.uri or "") if mount.type == "encrypted" else None
         if covered is not None and (path == covered or path.startswith(f"{covered}/")):
-            return host_node(scene, os.path.join(base, path), path, mount.key_name)
+            return host_node(scene, os.path.join(base, path), path, key_of(mount))
     return host_node(scene, os.path.join(base, path), path, None)
 
 
+def key_of(mount: Mount | RootMount) -> str:
+    """Return the name of an encrypted mount's key."""
+    return mount.key_name or DEFAULT_KEY
+
+
 def _uri_path(uri: str) -> str:
-    return normalise(uri.removeprefix("file:").removeprefix("dir:") or ".")
+    return normalise(uri.removeprefix(FILE).removeprefix("dir:") or ".")
 
 
 def _clean(path: str) -> str:
     return "/" + "/".join(_parts(path))
 
 
-def _node_of(mount: Mount, scene: Scene, base: Path, source: str) -> Node:
+def _node_of(mount: Mount | RootMount, scene: Scene, base: Path, source: str) -> Node:
     """Return the node of a chroot or encrypted mount."""
-    if mount.type not in ("chroot", "encrypted"):
+    if mount.uri is None or mount.type not in ("chroot", "encrypted"):
         raise InputError(
             f"{source}: a mount of type {mount.type} cannot be served",
             hint="use chroot, encrypted or tmpfs",
         )
     path = _uri_path(mount.uri)
     host = os.path.join(base, path)
-    key_name = mount.key_name if mount.type == "encrypted" else None
+    key_name = key_of(mount) if mount.type == "encrypted" else None
     try:
         return host_node(scene, host, path, key_name)
     except FileNotFoundError as error:

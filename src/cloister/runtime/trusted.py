@@ -13,12 +13,10 @@ from hmac import compare_digest
 from typing import NoReturn
 
 from cloister.fuse.filesystem import Attributes
-from cloister.manifest.index import CHUNK_SIZE, TrustedEntry
+from cloister.manifest.index import CHUNK_SIZE, DIGEST_SIZE, TrustedEntry
 from cloister.runtime.nodes import Handle
 from cloister.runtime.policy import Intent
 from cloister.runtime.scene import Scene, shown
-
-DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 class TamperedFileError(OSError):
