@@ -115,7 +115,7 @@ class MhtTree:
         for pages in (self.dirty, self._clean):
             for index in [i for i in pages if i >= count]:
                 del pages[index]
-        self.count = count
+        self.count = min(count, self.count)  # nodes that wait may have no tree node yet
         if count == 0:
             self.root_entry = ZERO_ENTRY
 
