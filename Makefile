@@ -1,0 +1,107 @@
+# Two commands, from a fresh clone:
+#
+#     make demo     set everything up in .venv, then run the whole confidential workflow
+#     make test     set up what tests need as well, then check and test everything
+#
+# They need python3 (3.10 or newer), python3-venv, git and make; no compiler, no root, no SGX.
+# Set-up is done once: it is repeated only when pyproject.toml or requirements/ change.
+#
+# Variables, as in `make demo PYTHON=python3.12`:
+#   PYTHON       the Python that makes the virtual environment
+#   VENV         where it goes
+#   TORCH_INDEX  one more package index. PyPI's PyTorch brings gigabytes of CUDA packages;
+#                https://download.pytorch.org/whl/cpu has it without them
+#   JOBS         tests at a time
+#   ARGS         more arguments for the command that the target runs
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+JOBS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check
+WHEELS := $(PIP_INSTALL) --only-binary=:all: $(addprefix --extra-index-url ,$(TORCH_INDEX))
+
+# A file for each completed step. They lie in the virtual environment, so they vanish with it.
+BASE := $(VENV)/.ready-base
+DEMO := $(VENV)/.ready-demo
+TEST := $(VENV)/.ready-test
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-long lint bench clean distclean
+
+help:
+	@echo 'make demo       run the whole confidential workflow (sets everything up first)'
+	@echo 'make test       check and test everything that takes seconds or a few minutes'
+	@echo 'make test-long  run the tests that take longer'
+	@echo 'make lint       ruff and mypy only'
+	@echo 'make bench      measure native, direct and enclave runs of the example'
+	@echo 'make clean      remove caches and built manifests; make distclean also $(VENV)'
+
+demo: $(DEMO)
+	@$(BIN)/cloister demo $(ARGS)
+
+test: lint
+	@echo '==> tests'
+	@$(BIN)/python -m pytest -n $(JOBS) -m 'not long' $(ARGS)
+
+test-long: $(TEST)
+	@$(BIN)/python -m pytest -m long $(ARGS)
+
+lint: $(TEST)
+	@echo '==> ruff'
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo '==> mypy'
+	@$(BIN)/mypy
+	@cd examples/pytorch && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml \
+		download-pretrained-model.py networks.py pytorchexample.py
+
+bench: $(DEMO)
+	@$(BIN)/python benchmarks/example.py $(ARGS)
+
+clean:
+	@$(MAKE) --no-print-directory -C examples/pytorch clean
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis examples/pytorch/.mypy_cache build dist
+	@find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	@rm -rf $(VENV)
+
+define TOO_OLD
+error: $(PYTHON) is missing or older than Python 3.10
+hint: install a newer one and name it: make $(firstword $(MAKECMDGOALS)) PYTHON=python3.11
+endef
+
+define NO_VENV
+error: $(PYTHON) cannot make virtual environments
+hint: sudo apt install python3-venv
+endef
+
+export TOO_OLD NO_VENV
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
+		|| { echo "$$TOO_OLD" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$$NO_VENV" >&2; exit 1; }
+	@echo "==> virtual environment in $(VENV), with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV)
+
+$(BASE): requirements/base.txt pyproject.toml | $(BIN)/pip
+	@echo '==> Cloister and the packages it needs'
+	@$(WHEELS) -r requirements/base.txt
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEMO): requirements/demo.txt $(BASE)
+	@echo '==> PyTorch and the pretrained model (large: several minutes on a slow network)'
+	@$(WHEELS) -r requirements/demo.txt
+	@touch $@
+
+$(TEST): requirements/test.txt $(DEMO)
+	@echo '==> packages for tests'
+	@$(WHEELS) -r requirements/test.txt
+	@$(BIN)/python -m pip check --disable-pip-version-check >/dev/null || $(BIN)/python -m pip check
+	@touch $@
