@@ -6,7 +6,6 @@ enclaves, and the same file runs natively, in direct mode and inside an enclave.
 
 from __future__ import annotations
 
-import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,8 +57,11 @@ def load_model(path: Path) -> tuple[Network, nn.Module]:
     """Return the network whose state dict is at ``path``."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        # PyTorch's own text advises weights_only=False, which would run code from the file.
+    except OSError:
+        raise
+    except Exception as error:
+        # A broken pickle raises anything, and PyTorch's text for it advises weights_only=False,
+        # which would run code from the file.
         raise ValueError("not a whole PyTorch state dict") from error
     if not isinstance(state, dict):
         raise TypeError("not a state dict")
