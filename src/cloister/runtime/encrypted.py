@@ -46,6 +46,7 @@ class EncryptedNode(Node):
         self._keys = keys
         self._key_name = key_name
         self._engine: EncryptedFile | None = None
+        self._anchor = -1  # the host's file, also when its name is gone
         self._handles = 0
         if not self._opens():
             # Only removal works on such a file; the kernel must ask again before every use.
@@ -93,7 +94,7 @@ class EncryptedNode(Node):
     def attributes(self) -> Attributes:
         """Return the host's attributes with the plaintext size."""
         if self._engine is not None:
-            return self._shown(os.fstat(self._engine.fileno()))
+            return self._shown(os.fstat(self._anchor))
         return self._shown(os.stat(self.host))
 
     def _shown(self, status: os.stat_result) -> Attributes:
@@ -110,7 +111,7 @@ class EncryptedNode(Node):
         change_on_host(self._on_host(), change._replace(size=None, mode=mode))
 
     def _on_host(self) -> str | int:
-        return self.host if self._engine is None else self._engine.fileno()
+        return self.host if self._engine is None else self._anchor
 
     def open(self, flags: int, caller: Caller) -> Handle:
         """Open; all handles share one state."""
@@ -136,6 +137,7 @@ class EncryptedNode(Node):
                 self.path,
                 mode=stat.S_IMODE(mode) | OWNER_MAY_READ_AND_WRITE,
             )
+        self._anchor = os.open(self.host, os.O_RDONLY | os.O_CLOEXEC)
         self._handles = 1
         return EncryptedHandle(self)
 
@@ -147,20 +149,29 @@ class EncryptedNode(Node):
         return self._engine
 
     def _acquire(self) -> None:
-        from cloister.encrypted.file import EncryptedFile
-
         if self._engine is None:
-            with self.translated(Intent.READ):
-                self._engine = EncryptedFile.open_path(
-                    self.host, self._key(), self.path, writable=os.access(self.host, os.W_OK)
-                )
+            self._open_engine()
         self._handles += 1
 
     def _drop(self) -> None:
         self._handles -= 1
-        if self._handles == 0 and self._engine is not None:
-            engine, self._engine = self._engine, None
-            with self.translated(Intent.WRITE):
+        if self._handles == 0:
+            self._close_engine()
+
+    def _open_engine(self) -> None:
+        from cloister.encrypted.file import EncryptedFile
+
+        with self.translated(Intent.READ):
+            self._engine = EncryptedFile.open_path(
+                self.host, self._key(), self.path, writable=os.access(self.host, os.W_OK)
+            )
+        self._anchor = os.open(self.host, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _close_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        os.close(self._anchor)
+        with self.translated(Intent.WRITE):
+            if engine is not None:
                 engine.close()
 
     @contextlib.contextmanager
@@ -187,7 +198,10 @@ class EncryptedNode(Node):
             except OSError:
                 engine.rename(self.path)
                 raise
-        self.host, self.path = host, path
+            # Everything is on the host now; the recovery file has to follow the new name.
+            self._close_engine()
+            self.host, self.path = host, path
+            self._open_engine()
 
 
 class EncryptedHandle(Handle):

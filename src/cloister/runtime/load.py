@@ -1,0 +1,93 @@
+"""From the name of an application to what :mod:`cloister.runtime.launch` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloister.errors import InputError
+from cloister.manifest.build import SignedEnclave, load_signed
+from cloister.manifest.parse import parse_manifest
+from cloister.platforms.base import Enclave, choose_platform
+from cloister.runtime.launch import Program
+
+
+@dataclass(frozen=True)
+class SignedProgram:
+    """A program and the signed files from which its enclave starts."""
+
+    program: Program
+    signed: SignedEnclave
+
+    def start(self, platform: str | None, libpal: Path | None) -> Enclave:
+        """Start the enclave.
+
+        Args:
+            platform: name of the platform; None takes the best here.
+            libpal: the measured runtime image; None takes the one of this installation.
+
+        Raises:
+            EnclaveStartError: the platform refuses: files and signature do not fit.
+        """
+        from cloister.platforms.image import runtime_image
+
+        sgx = self.signed.manifest.sgx
+        return choose_platform(platform).start(
+            manifest=self.signed.manifest_bytes,
+            sigstruct=self.signed.sigstruct,
+            image=runtime_image() if libpal is None else libpal.read_bytes(),
+            enclave_size=sgx.enclave_size,
+            max_threads=sgx.max_threads,
+            edmm=sgx.edmm_enable,
+        )
+
+
+def enclave_program(
+    app: Path, arguments: Sequence[str], environment: Mapping[str, str], *, debug: bool = False
+) -> SignedProgram:
+    """Load ``APP.manifest.sgx``, ``APP.index`` and ``APP.sig``.
+
+    Raises:
+        InputError: one of them is missing or malformed.
+    """
+    signed = load_signed(app)
+    program = Program(
+        manifest=signed.manifest,
+        base=_base(app),
+        arguments=arguments,
+        host_environment=environment,
+        trusted=signed.trusted,
+        debug=debug,
+    )
+    return SignedProgram(program, signed)
+
+
+def direct_program(
+    app: Path, arguments: Sequence[str], environment: Mapping[str, str], *, debug: bool = False
+) -> Program:
+    """Load ``APP.manifest`` for direct mode.
+
+    Raises:
+        InputError: it is missing or malformed.
+    """
+    path = app.with_name(f"{app.name}.manifest")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path}: does not exist; APP is the name that stands before .manifest",
+            hint=f"cloister build --mode direct {app.name}.manifest.template",
+        ) from error
+    return Program(
+        manifest=parse_manifest(text, str(path)),
+        base=_base(app),
+        arguments=arguments,
+        host_environment=environment,
+        debug=debug,
+    )
+
+
+def _base(app: Path) -> Path:
+    """Return the directory where an application's relative URIs start."""
+    return app.resolve().parent
