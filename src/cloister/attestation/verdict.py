@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from cloister.attestation.evidence import Evidence
-from cloister.errors import AttestationError
+from cloister.errors import AttestationError, RefusedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Check:
     passed: bool
     found: str
     expected: str
-    error: type[AttestationError] = AttestationError
+    error: type[RefusedError] = AttestationError
     hint: str | None = None
     parts: tuple[Check, ...] = ()
     decisive: Check | None = None
 
-    def as_error(self) -> AttestationError:
+    def as_error(self) -> RefusedError:
         """Return the error that says why this check failed; the deepest cause speaks."""
         if self.decisive is not None:
             return self.decisive.as_error()
@@ -89,7 +89,7 @@ class Verdict:
         """Return the evidence of an accepted quote.
 
         Raises:
-            AttestationError: the first check that failed, as an error of its own class.
+            RefusedError: the first check that failed, as an error of its own class.
         """
         if self.evidence is not None and self.accepted:
             return self.evidence

@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cloister.attestation import dcap
@@ -41,6 +41,30 @@ from cloister.errors import (
 )
 from cloister.sgx.quote import CERTIFICATION_PEM_CHAIN, Quote, parse_quote
 from cloister.sgx.report import Attribute
+
+CollateralFor = Callable[[Quote, TrustAnchor], Collateral]
+"""Finds the collateral for a parsed quote under a root; raises CollateralError if it has none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Authentication:
+    """Whether a quote is genuine; says nothing yet about whose enclave it is."""
+
+    checks: tuple[Check, ...]
+    evidence: Evidence | None
+    simulated: bool | None
+
+    def judge(self, policy: Policy) -> Verdict:
+        """Ask the policy whether the genuine enclave is the expected one.
+
+        Raises:
+            PolicyError: the policy does not say which enclave it means.
+        """
+        policy = completed(policy)
+        checks = self.checks
+        if self.evidence is not None:
+            checks += (policy.verify(self.evidence),)
+        return Verdict(checks, self.evidence, self.simulated)
 
 
 def verify_quote(
@@ -66,26 +90,42 @@ def verify_quote(
     Raises:
         PolicyError: the policy does not say which enclave it means.
     """
-    policy = completed(policy)
-    work = _Work(now=now, collateral=collateral, anchors=anchors)
+    return authenticate_quote(
+        quote, anchors=anchors, collateral_for=lambda *_: collateral, now=now
+    ).judge(policy)
+
+
+def authenticate_quote(
+    quote: bytes,
+    *,
+    anchors: Sequence[TrustAnchor],
+    collateral_for: CollateralFor,
+    now: datetime.datetime,
+) -> Authentication:
+    """Do steps 1 to 4: find out whether the quote is genuine and of a production enclave."""
+    work = _Work(now=now, anchors=anchors, collateral_for=collateral_for)
     try:
         evidence = work.evidence(quote)
     except AttestationError as error:
         work.record_failure(error)
-        return Verdict(tuple(work.checks), None, work.simulated)
-    checks = [*work.checks, *_production_checks(evidence), policy.verify(evidence)]
-    return Verdict(tuple(checks), evidence, evidence.simulated)
+        return Authentication(tuple(work.checks), None, work.simulated)
+    checks = (*work.checks, *_production_checks(evidence))
+    return Authentication(checks, evidence, evidence.simulated)
 
 
 class _Work:
     """Steps 1 to 4: each records its check or raises why there is no going on."""
 
     def __init__(
-        self, *, now: datetime.datetime, collateral: Collateral, anchors: Sequence[TrustAnchor]
+        self,
+        *,
+        now: datetime.datetime,
+        anchors: Sequence[TrustAnchor],
+        collateral_for: CollateralFor,
     ) -> None:
         self._now = now
-        self._collateral = collateral
         self._anchors = anchors
+        self._collateral_for = collateral_for
         self._step = ("quote format", "one whole ECDSA quote")
         self.checks: list[Check] = []
         self.simulated: bool | None = None
@@ -95,8 +135,10 @@ class _Work:
         kind = "TDX" if quote.is_tdx else "SGX"
         self._passed(f"{kind}, version {quote.header.version}, {len(data)} bytes")
         anchor = self._anchor(quote)
-        claims = self._claims(quote, anchor)
-        self._check_unlooked(quote, claims)
+        self._next("collateral", "collateral for the quote's kind of platform")
+        collateral = self._collateral_for(quote, anchor)
+        claims = self._claims(quote, anchor, collateral)
+        self._check_unlooked(quote, claims, collateral)
         return _evidence(quote, anchor, claims)
 
     def record_failure(self, error: AttestationError) -> None:
@@ -125,17 +167,19 @@ class _Work:
         self._passed(f"valid {period}")
         return anchor
 
-    def _claims(self, quote: Quote, anchor: TrustAnchor) -> dict[str, Any]:
+    def _claims(self, quote: Quote, anchor: TrustAnchor, collateral: Collateral) -> dict[str, Any]:
         self._next("signatures", "signatures, revocation, dates and TCB level all to hold")
         now = int(self._now.timestamp())
-        claims = dcap.verified_claims(quote.raw, self._collateral, anchor, now)
+        claims = dcap.verified_claims(quote.raw, collateral, anchor, now)
         self._passed("signatures, revocation, dates and TCB level hold up to the root")
         return claims
 
-    def _check_unlooked(self, quote: Quote, claims: dict[str, Any]) -> None:
-        pck, tcb_info, qe_identity = self._verified_json(claims)
+    def _check_unlooked(self, quote: Quote, claims: dict[str, Any], collateral: Collateral) -> None:
+        # Both texts were signed; they are read again only for what the library does not compare.
+        tcb_info = json.loads(collateral.tcb_info)
+        qe_identity = json.loads(collateral.qe_identity)
         self._next("PCE id", "the same in the PCK certificate and the TCB info")
-        found = bytes(pck["pce_id"]).hex()
+        found = bytes(claims["platform"]["pck"]["pce_id"]).hex()
         if found != str(tcb_info.get("pceId", "")).lower():
             raise CollateralError(f"PCE id {found}, the TCB info is for {tcb_info.get('pceId')}")
         self._passed(found)
@@ -152,16 +196,6 @@ class _Work:
         if any(quote.qe_report.report_data[32:]):
             raise QuotingEnclaveError("the second half of the QE's report data is not zero")
         self._passed("32 zero bytes after the key's hash")
-
-    def _verified_json(
-        self, claims: dict[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        # Both texts were signed; they are read again only for what the library does not compare.
-        return (
-            claims["platform"]["pck"],
-            json.loads(self._collateral.tcb_info),
-            json.loads(self._collateral.qe_identity),
-        )
 
 
 def find_anchor(quote: Quote, anchors: Sequence[TrustAnchor]) -> TrustAnchor:

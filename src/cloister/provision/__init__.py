@@ -1,0 +1,1 @@
+"""Key release: an enclave proves what it is and receives its secret (Secret Provisioning)."""

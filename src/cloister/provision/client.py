@@ -1,0 +1,354 @@
+"""The enclave's side of key release: what the environment asks for, and fetching it.
+
+The variables are those of Graphene's and Gramine's ``libsecret_prov_attest.so``; the work of
+that library is done here, so that no library is needed and a failure has a reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import re
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from cloister.errors import (
+    CloisterError,
+    InputError,
+    ProtocolError,
+    ProvisioningError,
+    ProvisioningRefusedError,
+)
+from cloister.provision import protocol
+from cloister.ratls.certificate import (
+    DEFAULT_NOT_AFTER,
+    DEFAULT_NOT_BEFORE,
+    RaTlsIdentity,
+    create_identity,
+)
+from cloister.ratls.client import client_context
+from cloister.ratls.deadline import Deadline
+
+CONSTRUCTOR = "SECRET_PROVISION_CONSTRUCTOR"
+SERVERS = "SECRET_PROVISION_SERVERS"
+CA_CHAIN_PATH = "SECRET_PROVISION_CA_CHAIN_PATH"
+SET_KEY = "SECRET_PROVISION_SET_KEY"
+SET_PF_KEY = "SECRET_PROVISION_SET_PF_KEY"
+SECRET_STRING = "SECRET_PROVISION_SECRET_STRING"  # noqa: S105  (a variable's name)
+NOT_BEFORE = "RA_TLS_CERT_TIMESTAMP_NOT_BEFORE"
+NOT_AFTER = "RA_TLS_CERT_TIMESTAMP_NOT_AFTER"
+LD_PRELOAD = "LD_PRELOAD"
+LIBRARY = "libsecret_prov_attest.so"
+
+DEFAULT_SERVERS = "localhost:4433"
+DEFAULT_KEY_NAME = "default"
+"""Graphene has one key without a name; it is the wrap key called ``default`` today."""
+WRAP_KEY_SIZE = 16
+MAX_STRING_SIZE = 4096
+DEFAULT_TIMEOUT = 30.0
+"""Seconds for one server: connecting, handshake and answer together."""
+
+_YES = ("1", "true", "TRUE")
+
+
+class Quoting(Protocol):
+    """What key release needs of an enclave."""
+
+    def quote(self, report_data: bytes) -> bytes:
+        """Return a quote over 64 bytes."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerAddress:
+    """Where a key server listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ProvisioningRequest:
+    """What the enclave's environment asks for.
+
+    Attributes:
+        servers: key servers, to be tried in this order.
+        ca: certificates (PEM or DER) that the server's certificate must lead to.
+        key_name: wrap key to set, or None for a secret string in the environment.
+        accepts_hex: the secret may be 32 hex digits and a NUL, as Graphene's servers send it.
+        not_before: start of validity of our certificate.
+        not_after: end of validity of our certificate.
+    """
+
+    servers: tuple[ServerAddress, ...]
+    ca: bytes
+    key_name: str | None
+    accepts_hex: bool = False
+    not_before: datetime.datetime = DEFAULT_NOT_BEFORE
+    not_after: datetime.datetime = DEFAULT_NOT_AFTER
+
+    @classmethod
+    def from_environment(
+        cls, environment: Mapping[str, str], read_file: Callable[[str], bytes]
+    ) -> ProvisioningRequest | None:
+        """Return what the variables ask for, or None if they ask for nothing.
+
+        Args:
+            environment: the enclave's environment, from its manifest.
+            read_file: reads a file of the enclave, verified; gets the CA file's path.
+
+        Raises:
+            InputError: a variable is missing or malformed.
+        """
+        if environment.get(CONSTRUCTOR) not in _YES:
+            return None
+        ca_path = environment.get(CA_CHAIN_PATH)
+        if not ca_path:
+            raise InputError(
+                f"{CA_CHAIN_PATH} is not set, so no key server can be believed",
+                hint=f'loader.env.{CA_CHAIN_PATH} = "certs/ca.crt", and trust that file',
+            )
+        named = environment.get(SET_KEY)
+        graphene = named is None and environment.get(SET_PF_KEY) in _YES
+        if named is not None and not _is_key_name(named):
+            raise InputError(f"{SET_KEY}: {named!r} is not a key name")
+        return cls(
+            servers=parse_servers(environment.get(SERVERS, DEFAULT_SERVERS)),
+            ca=read_file(ca_path),
+            key_name=DEFAULT_KEY_NAME if graphene else named,
+            accepts_hex=graphene,
+            not_before=_timestamp(environment, NOT_BEFORE, DEFAULT_NOT_BEFORE),
+            not_after=_timestamp(environment, NOT_AFTER, DEFAULT_NOT_AFTER),
+        )
+
+
+@dataclasses.dataclass
+class Provisioned:
+    """A secret that a key server released.
+
+    Attributes:
+        server: the server that released it.
+        secret: exactly the bytes that it sent.
+        key_name: the wrap key to set, or None.
+        key: the wrap key's 16 bytes, or None.
+        environment: variables to set for the application.
+    """
+
+    server: ServerAddress
+    secret: bytearray = dataclasses.field(repr=False)
+    key_name: str | None
+    key: bytearray | None = dataclasses.field(repr=False)
+    environment: dict[str, str] = dataclasses.field(repr=False)
+
+    def wipe(self) -> None:
+        """Overwrite the secret and the key with zeros."""
+        for value in (self.secret, self.key):
+            if value is not None:
+                value[:] = bytes(len(value))
+
+
+def without_provisioning(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment that the application gets after key release.
+
+    The constructor variable and any preset secret are gone, so that children do not ask again,
+    and ``LD_PRELOAD`` no longer names the library whose work is done.
+    """
+    result = {
+        name: value
+        for name, value in environment.items()
+        if name not in (CONSTRUCTOR, SECRET_STRING)
+    }
+    if LD_PRELOAD in result:
+        entries = [item for item in re.split(r"[ :]+", result[LD_PRELOAD]) if item]
+        kept = [item for item in entries if item.rpartition("/")[2] != LIBRARY]
+        if kept != entries:
+            del result[LD_PRELOAD]
+            if kept:
+                result[LD_PRELOAD] = ":".join(kept)
+    return result
+
+
+def parse_servers(text: str) -> tuple[ServerAddress, ...]:
+    """Read a list of ``host:port`` separated by commas, semicolons or spaces.
+
+    IPv6 addresses stand in brackets.
+
+    Raises:
+        InputError: the list is empty, or an item is malformed.
+    """
+    items = [item for item in re.split(r"[,; ]+", text) if item]
+    if not items:
+        raise InputError(
+            f"{SERVERS} is empty", hint=f'name at least one server, e.g. "{DEFAULT_SERVERS}"'
+        )
+    return tuple(_parse_server(item) for item in items)
+
+
+def _parse_server(item: str) -> ServerAddress:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^:\[\]]+)):([0-9]{1,5})", item)
+    if match is None or not 0 < int(match[3]) < 65536:
+        raise InputError(f"{SERVERS}: {item!r} is not host:port (IPv6: [address]:port)")
+    return ServerAddress(match[1] or match[2], int(match[3]))
+
+
+def _is_key_name(name: str) -> bool:
+    return bool(name) and "/" not in name and "\0" not in name and name not in (".", "..")
+
+
+def _timestamp(
+    environment: Mapping[str, str], name: str, default: datetime.datetime
+) -> datetime.datetime:
+    text = environment.get(name)
+    if text is None:
+        return default
+    try:
+        parsed = datetime.datetime.strptime(text if len(text) == 14 else "", "%Y%m%d%H%M%S")
+    except ValueError as error:
+        raise InputError(f"{name}: {text!r} is not a time of the form YYYYMMDDhhmmss") from error
+    return parsed.replace(tzinfo=datetime.timezone.utc)
+
+
+def fetch_secret(
+    enclave: Quoting, request: ProvisioningRequest, *, timeout: float = DEFAULT_TIMEOUT
+) -> Provisioned:
+    """Ask the servers in turn until one releases the secret.
+
+    Args:
+        enclave: makes the quotes of our certificate.
+        request: whom to ask, and for what.
+        timeout: seconds for each server.
+
+    Raises:
+        ProvisioningRefusedError: every server that answered refused.
+        ProvisioningError: no server could be reached, or none of its answers is usable; the
+            message names each server and its reason.
+    """
+    identity = create_identity(
+        enclave.quote, not_before=request.not_before, not_after=request.not_after
+    )
+    failures: list[tuple[ServerAddress, CloisterError]] = []
+    for server in request.servers:
+        try:
+            return _fetch_from(server, identity, request, timeout)
+        except ProvisioningError as error:
+            failures.append((server, error))
+    raise _summary(failures)
+
+
+def _summary(failures: list[tuple[ServerAddress, CloisterError]]) -> ProvisioningError:
+    text = "; ".join(f"{server}: {error.message}" for server, error in failures)
+    refusals = [error for _, error in failures if isinstance(error, ProvisioningRefusedError)]
+    kind = ProvisioningRefusedError if refusals else ProvisioningError
+    hints = [error.hint for _, error in failures if error.hint]
+    return kind(f"no key server released the secret: {text}", hint=hints[0] if hints else None)
+
+
+def _fetch_from(
+    server: ServerAddress,
+    identity: RaTlsIdentity,
+    request: ProvisioningRequest,
+    timeout: float,
+) -> Provisioned:
+    context = client_context(identity, request.ca)
+    deadline = Deadline(timeout)
+    try:
+        raw = socket.create_connection((server.host, server.port), deadline.remaining())
+    except OSError as error:
+        raise ProvisioningError(
+            f"cannot connect ({error.strerror or error})",
+            hint="is the key server running there, and does a firewall let us through?",
+        ) from error
+    with raw:
+        secret = _exchange(raw, context, server, deadline)
+    return _interpret(server, secret, request)
+
+
+def _exchange(
+    raw: socket.socket, context: ssl.SSLContext, server: ServerAddress, deadline: Deadline
+) -> bytearray:
+    try:
+        raw.settimeout(deadline.remaining())
+        with context.wrap_socket(raw, server_hostname=server.host) as tls:
+            tls.settimeout(deadline.remaining())
+            tls.sendall(protocol.REQUEST)
+            head = _read_exactly(tls, protocol.RESPONSE_HEAD_SIZE, deadline)
+            return _read_exactly(tls, protocol.decode_head(bytes(head)), deadline)
+    except ssl.SSLCertVerificationError as error:
+        raise ProvisioningError(
+            f"its certificate is not believed ({error.verify_message})",
+            hint=f"{CA_CHAIN_PATH} must name its CA, and the address its certificate's name",
+        ) from error
+    except TimeoutError as error:
+        raise ProvisioningError(
+            "it did not answer in time", hint="the server is busy or stuck; look at its log"
+        ) from error
+    except (ssl.SSLError, EOFError, ConnectionError) as error:
+        raise _ended(error) from error
+    except OSError as error:
+        raise ProvisioningError(f"the connection broke ({error.strerror or error})") from error
+
+
+def _ended(error: Exception) -> ProvisioningError:
+    """Tell a refusal from a failure of TLS.
+
+    In TLS 1.3 our handshake is complete before the server has judged our certificate, so that a
+    refusal shows only when we read: as an alert, as an end, or, from servers whose alert is
+    encrypted with keys that are no longer used, as a broken record.
+    """
+    reason = str(error.reason or error) if isinstance(error, ssl.SSLError) else str(error)
+    marks = ("ALERT", "EOF", "BAD_RECORD_MAC")
+    if isinstance(error, ssl.SSLError) and not any(mark in reason.upper() for mark in marks):
+        return ProvisioningError(
+            f"TLS failed ({reason})", hint="is there a key server at that address?"
+        )
+    return ProvisioningRefusedError(f"it ended the connection ({reason})")
+
+
+def _read_exactly(tls: ssl.SSLSocket, size: int, deadline: Deadline) -> bytearray:
+    received = bytearray(size)
+    view = memoryview(received)
+    while view:
+        tls.settimeout(deadline.remaining())
+        count = tls.recv_into(view)
+        if count == 0:
+            raise EOFError(f"closed {len(view)} bytes before the end of its answer")
+        view = view[count:]
+    return received
+
+
+def _interpret(
+    server: ServerAddress, secret: bytearray, request: ProvisioningRequest
+) -> Provisioned:
+    if request.key_name is None:
+        return Provisioned(server, secret, None, None, {SECRET_STRING: _as_string(secret)})
+    key = _as_key(secret, accepts_hex=request.accepts_hex)
+    return Provisioned(server, secret, request.key_name, key, {})
+
+
+def _as_key(secret: bytearray, *, accepts_hex: bool) -> bytearray:
+    if len(secret) == WRAP_KEY_SIZE:
+        return bytearray(secret)
+    expected = f"{WRAP_KEY_SIZE} bytes"
+    if accepts_hex:
+        expected += ", or 32 hex digits and a NUL"
+        if re.fullmatch(rb"[0-9A-Fa-f]{32}\0", secret):
+            return bytearray.fromhex(secret[:-1].decode("ascii"))
+    raise ProtocolError(
+        f"the released secret has {len(secret)} bytes, expected a wrap key of {expected}",
+        hint="the server serves another kind of secret than the manifest asks for",
+    )
+
+
+def _as_string(secret: bytearray) -> str:
+    if len(secret) > MAX_STRING_SIZE or not secret.endswith(b"\0"):
+        raise ProtocolError(
+            f"the released secret is no string of at most {MAX_STRING_SIZE} bytes ending with NUL",
+            hint=f"to receive a wrap key, set {SET_KEY} to its name",
+        )
+    return os.fsdecode(bytes(secret[: secret.index(0)]))

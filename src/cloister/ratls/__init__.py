@@ -1,0 +1,1 @@
+"""TLS whose certificates carry quotes: making them, and judging a peer by them."""

@@ -1,0 +1,211 @@
+"""TLS servers that judge their clients by the evidence in their certificates.
+
+The client's certificate is judged by a callback during the handshake, and once more looked at
+afterwards: whoever gets past without having been judged (a resumed session, a second certificate)
+is refused. Sessions are never resumed, so that every connection is judged by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import select
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, ParamSpec, Protocol, TypeVar
+
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import SSL, crypto
+
+from cloister.errors import InputError, RaTlsError
+from cloister.ratls.deadline import Deadline
+
+
+class Judgement(Protocol):
+    """What a judge returns about a certificate."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the handshake may go on."""
+        ...
+
+
+J = TypeVar("J", bound=Judgement)
+T = TypeVar("T")
+P = ParamSpec("P")
+Judge = Callable[[bytes], J]
+"""Judges a certificate in DER; called once a connection."""
+
+
+@dataclasses.dataclass
+class _Peer(Generic[J]):
+    """What is known about the other end of one connection."""
+
+    certificate: bytes | None = None
+    judgement: J | None = None
+    failure: Exception | None = None
+
+
+class RaTlsServer(Generic[J]):
+    """Makes TLS channels whose clients were judged.
+
+    Args:
+        certificate: PEM file of the server's certificate chain, leaf first.
+        key: PEM file of its private key.
+        judge: called with the client's certificate (DER) in the thread of that connection.
+
+    Raises:
+        InputError: the files cannot be used together.
+    """
+
+    def __init__(self, *, certificate: Path, key: Path, judge: Judge[J]) -> None:
+        self._judge = judge
+        self._context = self._make_context(certificate, key)
+
+    def _make_context(self, certificate: Path, key: Path) -> SSL.Context:
+        context = SSL.Context(SSL.TLS_SERVER_METHOD)
+        context.set_min_proto_version(SSL.TLS1_2_VERSION)
+        context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION)
+        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._verify_callback)
+        try:
+            context.use_certificate_chain_file(str(certificate))
+            context.use_privatekey_file(str(key))
+            context.check_privatekey()
+        except (SSL.Error, OSError) as error:
+            raise InputError(
+                f"{certificate} and {key}: not a PEM certificate and its private key",
+                hint="make a pair with: cloister certs new DIR",
+            ) from error
+        return context
+
+    def _verify_callback(
+        self, connection: SSL.Connection, certificate: crypto.X509, _error: int, depth: int, _: int
+    ) -> bool:
+        # OpenSSL calls this once for each of its own complaints (self-signed, expired) and once
+        # more at the end; the judgement is made once and is the only thing that counts.
+        peer: _Peer[J] = connection.get_app_data()
+        der = certificate.to_cryptography().public_bytes(Encoding.DER)
+        if depth != 0 or peer.failure is not None:
+            return False
+        if peer.certificate != der:
+            if peer.certificate is not None:
+                return False
+            peer.certificate = der
+            self._judge_into(peer, der)
+        return peer.judgement is not None and peer.judgement.accepted
+
+    def _judge_into(self, peer: _Peer[J], der: bytes) -> None:
+        # An exception that left this callback would surface in some other thread's handshake,
+        # because pyOpenSSL keeps it in the shared context. It is kept here and raised later.
+        try:
+            peer.judgement = self._judge(der)
+        except Exception as error:
+            peer.failure = error
+
+    def channel(self, connected: socket.socket, deadline: Deadline) -> Channel[J]:
+        """Wrap an accepted TCP connection; the handshake is still to be done."""
+        connected.setblocking(False)
+        connection = SSL.Connection(self._context, connected)
+        connection.set_accept_state()
+        connection.set_app_data(_Peer[J]())
+        return Channel(connection, connected, deadline)
+
+
+class Channel(Generic[J]):
+    """One TLS connection; everything on it must be done before its deadline."""
+
+    def __init__(
+        self, connection: SSL.Connection, connected: socket.socket, deadline: Deadline
+    ) -> None:
+        self._connection = connection
+        self._socket = connected
+        self._deadline = deadline
+
+    def handshake(self) -> J:
+        """Do the handshake and return the judgement on the client.
+
+        Raises:
+            RaTlsError: the client was not accepted; :attr:`judgement` says why, if it was judged.
+            SSL.Error: TLS itself failed.
+            TimeoutError: it took too long.
+        """
+        try:
+            self._run(self._connection.do_handshake)
+        except SSL.Error:
+            self._raise_failure()
+            raise
+        self._raise_failure()
+        peer = self._peer
+        if (
+            peer.judgement is None
+            or not peer.judgement.accepted
+            or self._shown_certificates() != {peer.certificate}
+        ):
+            raise RaTlsError("the client was not judged by the one certificate that it presents")
+        return peer.judgement
+
+    @property
+    def judgement(self) -> J | None:
+        """The judgement on the client, also when the handshake failed; None before it."""
+        return self._peer.judgement
+
+    def _shown_certificates(self) -> set[bytes]:
+        leaf = self._connection.get_peer_certificate(as_cryptography=True)
+        chain = self._connection.get_peer_cert_chain(as_cryptography=True) or []
+        shown = [leaf, *chain] if leaf is not None else chain
+        return {certificate.public_bytes(Encoding.DER) for certificate in shown}
+
+    @property
+    def _peer(self) -> _Peer[J]:
+        peer: _Peer[J] = self._connection.get_app_data()
+        return peer
+
+    def _raise_failure(self) -> None:
+        if self._peer.failure is not None:
+            raise self._peer.failure
+
+    def read_exactly(self, size: int) -> bytes:
+        """Return exactly ``size`` bytes.
+
+        Raises:
+            EOFError: the peer closed before.
+            TimeoutError: it took too long.
+        """
+        received = bytearray()
+        while len(received) < size:
+            missing = size - len(received)
+            try:
+                received += self._run(self._connection.recv, missing)
+            except SSL.ZeroReturnError as error:
+                raise EOFError("the peer closed the connection") from error
+        return bytes(received)
+
+    def write(self, data: bytes | bytearray) -> None:
+        """Send all of ``data``."""
+        view = memoryview(data)
+        while view:
+            sent = self._run(self._connection.send, view)
+            view = view[sent:]
+
+    def close(self) -> None:
+        """Send close_notify if that is possible at once, and close."""
+        with contextlib.suppress(SSL.Error, OSError):
+            self._connection.shutdown()
+        self._socket.close()
+
+    def _run(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        while True:
+            try:
+                return operation(*args, **kwargs)
+            except SSL.WantReadError:
+                self._wait(select.POLLIN)
+            except SSL.WantWriteError:
+                self._wait(select.POLLOUT)
+
+    def _wait(self, event: int) -> None:
+        poll = select.poll()
+        poll.register(self._socket, event)
+        poll.poll(self._deadline.remaining() * 1000)
+        self._deadline.remaining()
