@@ -55,6 +55,10 @@ class Policy(Protocol):
         """The subjects that evidence accepted by this policy was judged on."""
         ...
 
+    def describe(self) -> str:
+        """Say in plain words what is accepted."""
+        ...
+
     def verify(self, evidence: Evidence) -> Check:
         """Judge the evidence."""
         ...
@@ -74,6 +78,10 @@ class MrEnclave:
     def __init__(self, *accepted: bytes) -> None:
         _require_sizes("MRENCLAVE", accepted, 32)
         object.__setattr__(self, "accepted", frozenset(accepted))
+
+    def describe(self) -> str:
+        """Say in plain words what is accepted."""
+        return f"MRENCLAVE {_either(item.hex() for item in self.accepted)}"
 
     def verify(self, evidence: Evidence) -> Check:
         """Compare MRENCLAVE; a TDX quote has none and fails."""
@@ -98,6 +106,13 @@ class MrSigner:
 
     def __post_init__(self) -> None:
         _require_sizes("MRSIGNER", [self.signer], 32)
+
+    def describe(self) -> str:
+        """Say in plain words what is accepted."""
+        return (
+            f"MRSIGNER {self.signer.hex()}, product id {self.isv_prod_id},"
+            f" SVN {self.minimum_isv_svn} or above"
+        )
 
     def verify(self, evidence: Evidence) -> Check:
         """Compare MRSIGNER, ISVPRODID and ISVSVN."""
@@ -144,6 +159,11 @@ class MrTd:
         if any(number not in range(4) for number, _ in self.rtmrs):
             raise PolicyError("RTMR: there are registers 0 to 3")
 
+    def describe(self) -> str:
+        """Say in plain words what is accepted."""
+        registers = (f", RTMR{number} {value.hex()}" for number, value in self.rtmrs)
+        return f"MRTD {self.mr_td.hex()}{''.join(registers)}"
+
     def verify(self, evidence: Evidence) -> Check:
         """Compare MRTD and the named RTMRs."""
         report = evidence.tdx
@@ -161,6 +181,10 @@ class AnyEnclave:
     """Any genuine enclave at all: proves a platform, not a program. Never for secrets."""
 
     names = _IDENTITY
+
+    def describe(self) -> str:
+        """Say in plain words what is accepted."""
+        return "any enclave at all (proves a platform, not a program)"
 
     def verify(self, evidence: Evidence) -> Check:
         """Accept."""
@@ -187,6 +211,10 @@ class TcbStatus:
                 )
         object.__setattr__(self, "accepted", frozenset(accepted or (UP_TO_DATE,)))
 
+    def describe(self) -> str:
+        """Say in plain words what is accepted."""
+        return f"TCB status {_either(self.accepted)}"
+
     def verify(self, evidence: Evidence) -> Check:
         """Compare the status."""
         found = evidence.tcb_status
@@ -205,6 +233,10 @@ class Advisories:
     def __init__(self, *tolerated: str) -> None:
         object.__setattr__(self, "tolerated", frozenset(item.upper() for item in tolerated))
 
+    def describe(self) -> str:
+        """Say in plain words what is accepted."""
+        return f"no advisories but {_either(self.tolerated)}" if self.tolerated else "no advisories"
+
     def verify(self, evidence: Evidence) -> Check:
         """Compare the advisories."""
         unwanted = [item for item in evidence.advisories if item.upper() not in self.tolerated]
@@ -219,6 +251,10 @@ class MinimumTcbDate:
 
     date: datetime.datetime
     names = _NOTHING
+
+    def describe(self) -> str:
+        """Say in plain words what is accepted."""
+        return f"TCB date {self.date.isoformat()} or later"
 
     def verify(self, evidence: Evidence) -> Check:
         """Compare the date."""
@@ -243,6 +279,10 @@ class Attributes:
     def __post_init__(self) -> None:
         _require_sizes("attributes", [self.value, self.mask], 16)
 
+    def describe(self) -> str:
+        """Say in plain words what is accepted."""
+        return f"attributes {self.value.hex()} in the bits {self.mask.hex()}"
+
     def verify(self, evidence: Evidence) -> Check:
         """Compare the masked attributes of an SGX enclave."""
         report = evidence.sgx
@@ -264,6 +304,10 @@ class ReportData:
     def __post_init__(self) -> None:
         _require_sizes("report data", [self.expected], 64)
 
+    def describe(self) -> str:
+        """Say in plain words what is accepted."""
+        return f"report data {self.expected.hex()}"
+
     def verify(self, evidence: Evidence) -> Check:
         """Compare the 64 bytes."""
         return _one_of("report data", evidence.report_data, {self.expected}, ReportDataError)
@@ -280,6 +324,10 @@ class AllOf:
         """What any part names."""
         return frozenset().union(*(part.names for part in self.parts))
 
+    def describe(self) -> str:
+        """Say in plain words what is accepted."""
+        return "; ".join(part.describe() for part in self.parts)
+
     def verify(self, evidence: Evidence) -> Check:
         """Judge by every part."""
         return _all("all of", (part.verify(evidence) for part in self.parts))
@@ -295,6 +343,10 @@ class AnyOf:
     def names(self) -> frozenset[Subject]:
         """What every part names: the one that accepts may be any of them."""
         return frozenset.intersection(*(part.names for part in self.parts))
+
+    def describe(self) -> str:
+        """Say in plain words what is accepted."""
+        return "either " + " | or ".join(f"({part.describe()})" for part in self.parts)
 
     def verify(self, evidence: Evidence) -> Check:
         """Judge by every part; one is enough."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import enum
 import errno
 import selectors
 import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from OpenSSL import SSL
 
@@ -32,6 +34,7 @@ MAX_CLIENTS = 64
 CLIENT_TIMEOUT = 10.0
 """Seconds that one client has for handshake, request and answer together."""
 _BACKLOG = 512
+_NO_CERTIFICATE = "peer did not return a certificate"
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -54,6 +57,15 @@ class Secret:
         self.value[:] = bytes(len(self.value))
 
 
+class Outcome(enum.Enum):
+    """What became of a client."""
+
+    RELEASED = "released"
+    REFUSED = "refused"
+    DROPPED = "dropped"
+    """It left, or failed at TLS, before it showed a certificate or asked for anything."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Decision:
     """What was decided about one client, and why; never contains the secret.
@@ -61,7 +73,7 @@ class Decision:
     Attributes:
         time: when.
         peer: the client's address.
-        released: whether it may have the secret.
+        outcome: what became of it.
         secret: name of the released secret, or None.
         reason: one line.
         identity: the enclave's measurement, or None if the quote was not genuine.
@@ -71,7 +83,7 @@ class Decision:
 
     time: datetime.datetime
     peer: str
-    released: bool
+    outcome: Outcome
     secret: str | None
     reason: str
     identity: str | None = None
@@ -80,13 +92,23 @@ class Decision:
 
     def to_line(self) -> str:
         """Return the decision as one line for a log."""
-        outcome = f"RELEASED {self.secret} to" if self.released else "REFUSED"
-        parts = [self.time.strftime("%Y-%m-%dT%H:%M:%SZ"), outcome, f"{self.peer}:", self.reason]
+        words = {
+            Outcome.RELEASED: f"RELEASED {self.secret} to",
+            Outcome.REFUSED: "REFUSED",
+            Outcome.DROPPED: "no exchange with",
+        }
+        time = self.time.strftime("%Y-%m-%dT%H:%M:%SZ")
+        parts = [time, words[self.outcome], f"{self.peer}:", self.reason]
         if self.identity:
             parts.append(f"[{self.identity}, TCB {self.tcb_status}]")
         if self.simulated:
             parts.append("SIMULATED")
         return " ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the decision for JSON."""
+        shown = dataclasses.asdict(self)
+        return shown | {"time": self.time.isoformat(), "outcome": self.outcome.value}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,22 +199,42 @@ class KeyServer:
             InputError: it cannot be opened.
         """
         try:
-            family, kind, proto, _, address = socket.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            listener = socket.socket(family, kind, proto)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise InputError(
-                f"cannot listen on {host}:{port}: {error.strerror or error}",
-                hint="choose another port with --listen HOST:PORT",
-            ) from error
-        listener.listen(_BACKLOG)
+            raise _cannot_listen(host, port, error) from error
+        bound: tuple[str, int] | None = None
+        for family, kind, proto, _, address in found:
+            # One name may have several addresses (localhost: 127.0.0.1 and ::1); all get the same
+            # port. An address family that this machine lacks is left out.
+            chosen = (address[0], bound[1] if bound else port, *address[2:])
+            try:
+                opened = self._open(family, kind, proto, chosen)
+            except OSError as error:
+                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    continue
+                raise _cannot_listen(host, port, error) from error
+            bound = bound or opened
+        if bound is None:
+            raise _cannot_listen(host, port, OSError(errno.EADDRNOTAVAIL, "no such address here"))
+        return bound
+
+    def _open(
+        self, family: int, kind: int, proto: int, address: tuple[object, ...]
+    ) -> tuple[str, int]:
+        listener = socket.socket(family, kind, proto)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except OSError:
+            listener.close()
+            raise
         listener.setblocking(False)
         self._listeners.append(listener)
-        bound = listener.getsockname()
-        return str(bound[0]), int(bound[1])
+        name = listener.getsockname()
+        return str(name[0]), int(name[1])
 
     def serve(self, *, releases: int | None = None) -> None:
         """Serve clients until :meth:`stop` is called or enough secrets were released.
@@ -271,10 +313,15 @@ class KeyServer:
         if secret is None or not judgement.accepted:
             raise RaTlsError("the client was not accepted")
         protocol.check_request(channel.read_exactly(len(protocol.REQUEST)))
-        self._record(self._decision(peer, judgement, released=True))
+        self._record(self._decision(peer, judgement, Outcome.RELEASED))
         channel.write(protocol.encode_head(len(secret.value)))
         channel.write(secret.value)
         self._count_release()
+
+    @property
+    def releases(self) -> int:
+        """How many secrets were sent in full."""
+        return self._releases
 
     def _count_release(self) -> None:
         with self._lock:
@@ -287,24 +334,33 @@ class KeyServer:
         self, peer: str, channel: Channel[ClientJudgement] | None, error: Exception
     ) -> None:
         judgement = channel.judgement if channel is not None else None
-        if judgement is None or judgement.accepted:
-            reason = _reason(error)
-            self._record(Decision(self._clock(), peer, False, None, reason))
-        else:
-            self._record(self._decision(peer, judgement, released=False))
+        if judgement is not None and not judgement.accepted:
+            self._record(self._decision(peer, judgement, Outcome.REFUSED))
+            return
+        reason = _reason(error)
+        outcome = Outcome.REFUSED if _NO_CERTIFICATE in reason else Outcome.DROPPED
+        self._record(Decision(self._clock(), peer, outcome, None, reason))
 
-    def _decision(self, peer: str, judgement: ClientJudgement, *, released: bool) -> Decision:
+    def _decision(self, peer: str, judgement: ClientJudgement, outcome: Outcome) -> Decision:
         evidence = judgement.verdict.evidence
+        released = judgement.secret if outcome is Outcome.RELEASED else None
         return Decision(
             time=self._clock(),
             peer=peer,
-            released=released,
-            secret=judgement.secret.name if judgement.secret and released else None,
+            outcome=outcome,
+            secret=released.name if released else None,
             reason=judgement.reason,
             identity=evidence.identity if evidence else None,
             tcb_status=evidence.tcb_status if evidence else None,
             simulated=judgement.verdict.simulated,
         )
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> InputError:
+    return InputError(
+        f"cannot listen on {host}:{port}: {error.strerror or error}",
+        hint="choose another address or port with --listen HOST:PORT",
+    )
 
 
 def _reason(error: Exception) -> str:

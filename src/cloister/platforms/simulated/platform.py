@@ -88,6 +88,10 @@ class SimulatedPlatform:
         """Return this device's root, for verifiers that are told to trust it."""
         return self.export().anchor
 
+    def collateral_until(self) -> datetime.datetime:
+        """Return when the published collateral runs out."""
+        return self._store.open(self._clock()).issued.next_update
+
     def export(self, conditions: Conditions | None = None) -> SimulatedBundle:
         """Return root and collateral for an owner who wants to trust this platform.
 
