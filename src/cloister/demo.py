@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +24,10 @@ from cloister.errors import CloisterError, InputError
 PROGRAM = ("pytorchexample.py", "networks.py")
 TEMPLATE = "pytorch.manifest.template"
 INPUTS = ("input.jpg", "classes.txt", "model.pt")
+SIGNED = ("pytorch.manifest.sgx", "pytorch.index", "pytorch.sig")
+KEY = "wrap-key"
+BUNDLE = "platform.json"
+LOG = "serve.log"
 _CLOISTER = (sys.executable, "-m", "cloister")
 _SERVER_START_SECONDS = 30.0
 
@@ -59,6 +63,27 @@ class Outcome:
     attacks: list[Attack]
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command and where it runs."""
+
+    words: Sequence[str]
+    directory: Path
+
+    def __str__(self) -> str:
+        return " ".join(self.words).replace(" ".join(_CLOISTER), "cloister")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The example in its three modes, ready to run again and again."""
+
+    native: Command
+    direct: Command
+    enclave: Command
+    environment: Mapping[str, str]
+
+
 class Display(Protocol):
     """Where the steps are shown."""
 
@@ -86,7 +111,10 @@ class Demonstration:
                 hint="run this in a checkout of Cloister, or name the directory with --example",
             )
         self._example = example
+        self._work = work
         self._display = display
+        self._address = f"localhost:{_free_port()}"
+        self._mrenclave = ""
         self._owner = work / "owner"
         self._builder = work / "builder"
         self._platform = work / "platform"
@@ -105,118 +133,101 @@ class Demonstration:
         Raises:
             CloisterError: a step failed that should succeed, or an attack succeeded.
         """
-        plaintext = self._prepare()
-        native_seconds = self._native(plaintext)
-        direct_seconds = self._direct(plaintext)
-        key = self._encrypt(plaintext)
-        mrenclave = self._build()
-        port_file = self._trust_platform()
-        with self._key_server(key, port_file) as server_log:
-            enclave_seconds = self._confidential()
-            decrypted = self._decrypt(key)
-            attacks = list(self._attacks(server_log))
+        with self.ready() as ready:
+            # Once untimed, so that no mode pays for the first read of PyTorch from the disk.
+            self._timed("owner", "warm up: load PyTorch once", ready.native)
+            native = self._timed("owner", "run natively, for comparison", ready.native)
+            direct = self._timed("builder", "run in direct mode (no enclave)", ready.direct)
+            enclave = self._timed(
+                "platform", "attest, get the key, run in the SIMULATED enclave", ready.enclave
+            )
+            decrypted = self._decrypt()
+            attacks = list(self._attacks())
+        answer = _lines(self._owner / "plaintext" / "result.txt")
+        if _lines(self._builder / "plaintext" / "result.txt") != answer:
+            raise CloisterError("direct mode gave another result than the native run")
         return Outcome(
-            native=_lines(plaintext / "result.txt"),
+            native=answer,
             decrypted=decrypted,
-            native_seconds=native_seconds,
-            direct_seconds=direct_seconds,
-            enclave_seconds=enclave_seconds,
-            mrenclave=mrenclave,
+            native_seconds=native,
+            direct_seconds=direct,
+            enclave_seconds=enclave,
+            mrenclave=self._mrenclave,
             attacks=attacks,
         )
 
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[Ready]:
+        """Prepare all roles and serve the key while the block runs."""
+        self._gather()
+        self._encrypt()
+        self._build()
+        self._trust_platform()
+        program = str(self._builder / PROGRAM[0])
+        with self._key_server():
+            yield Ready(
+                native=Command([sys.executable, program], self._owner / "plaintext"),
+                direct=Command([*_CLOISTER, "run", "--mode", "direct", "pytorch"], self._builder),
+                enclave=Command([*_CLOISTER, "run", "pytorch"], self._platform),
+                environment=self._environment,
+            )
+
     # Steps
 
-    def _prepare(self) -> Path:
+    def _gather(self) -> None:
         plaintext = self._owner / "plaintext"
         with self._step("owner", "gather model, photograph and class names"):
-            model = self._example / "plaintext" / "model.pt"
-            if not model.is_file():
-                self._call([sys.executable, "download-pretrained-model.py"], cwd=self._example)
+            if not (self._example / "plaintext" / "model.pt").is_file():
+                self._call(Command([sys.executable, "download-pretrained-model.py"], self._example))
             plaintext.mkdir()
             for name in INPUTS:
                 shutil.copy(self._example / "plaintext" / name, plaintext)
-            for name in PROGRAM:
-                shutil.copy(self._example / name, self._builder)
-            shutil.copy(self._example / TEMPLATE, self._builder)
-        return plaintext
+        for name in (*PROGRAM, TEMPLATE):
+            shutil.copy(self._example / name, self._builder)
 
-    def _native(self, plaintext: Path) -> float:
-        program = self._builder / PROGRAM[0]
-        # Once untimed, so that no mode pays for the first read of PyTorch from the disk.
-        with self._step("owner", "warm up: load PyTorch once"):
-            self._call([sys.executable, str(program)], cwd=plaintext)
-        with self._step("owner", "run natively, for comparison") as timed:
-            self._call([sys.executable, str(program)], cwd=plaintext)
-        return timed.seconds
-
-    def _direct(self, plaintext: Path) -> float:
-        data = self._builder / "plaintext"
-        shutil.copytree(plaintext, data)
-        (data / "result.txt").unlink()
-        with self._step("builder", "render the manifest for direct mode"):
-            self._cloister(
-                "build", "--mode", "direct", "-D", "data=plaintext", TEMPLATE, cwd=self._builder
-            )
-        with self._step("builder", "run in direct mode (no enclave)") as timed:
-            self._cloister("run", "--mode", "direct", "pytorch", cwd=self._builder)
-        if _lines(data / "result.txt") != _lines(plaintext / "result.txt"):
-            raise CloisterError("direct mode gave another result than the native run")
-        shutil.rmtree(data)
-        return timed.seconds
-
-    def _encrypt(self, plaintext: Path) -> Path:
-        key = self._owner / "wrap-key"
+    def _encrypt(self) -> None:
         with self._step("owner", "make a wrap key"):
-            self._cloister("key", "new", "wrap-key", cwd=self._owner)
+            self._cloister("key", "new", KEY, cwd=self._owner)
         with self._step("owner", "encrypt the files, send them to the platform"):
-            inputs = self._owner / "inputs"
-            inputs.mkdir()
-            for name in INPUTS:
-                (plaintext / name).rename(inputs / name)
-            self._cloister("encrypt", "-k", "wrap-key", "inputs", "encrypted", cwd=self._owner)
+            self._cloister("encrypt", "-k", KEY, "plaintext", "encrypted", cwd=self._owner)
             shutil.copytree(self._owner / "encrypted", self._platform / "encrypted")
         with self._step("owner", "make certificates for the key server"):
             self._cloister("certs", "new", "certs", cwd=self._owner)
             (self._builder / "certs").mkdir()
             shutil.copy(self._owner / "certs" / "ca.crt", self._builder / "certs")
-        return key
 
-    def _build(self) -> str:
-        address = f"localhost:{_free_port()}"
-        self._address = address
+    def _build(self) -> None:
+        shutil.copytree(self._owner / "plaintext", self._builder / "plaintext")
+        with self._step("builder", "render the manifest for direct mode"):
+            direct = ("--mode", "direct", "-D", "data=plaintext")
+            self._cloister("build", *direct, TEMPLATE, cwd=self._builder)
+            direct_manifest = self._builder / "pytorch.manifest"
+            rendered = direct_manifest.read_bytes()
         with self._step("builder", "hash, measure and sign the enclave") as timed:
             printed = self._cloister(
-                "build", "--json", "-D", f"key_server={address}", TEMPLATE, cwd=self._builder
+                "build", "--json", "-D", f"key_server={self._address}", TEMPLATE, cwd=self._builder
             )
-            mrenclave = str(json.loads(printed)["mrenclave"])
-            timed.detail = f"MRENCLAVE {mrenclave}"
-            self._publish(self._builder, self._platform)
-        return mrenclave
+            self._mrenclave = str(json.loads(printed)["mrenclave"])
+            timed.detail = f"MRENCLAVE {self._mrenclave}"
+            for name in (*PROGRAM, "certs", *SIGNED):
+                _copy(self._builder / name, self._platform / name)
+        direct_manifest.write_bytes(rendered)
 
-    def _publish(self, source: Path, target: Path) -> None:
-        """Send the program and its signed manifest, as a builder would."""
-        for path in source.iterdir():
-            if path.name != TEMPLATE and path.name != "pytorch.manifest":
-                copy = shutil.copytree if path.is_dir() else shutil.copy
-                copy(path, target / path.name)
-
-    def _trust_platform(self) -> Path:
+    def _trust_platform(self) -> None:
         with self._step("platform", "export the SIMULATED platform's root and collateral"):
-            self._cloister("platform", "export", "platform.json", cwd=self._platform)
-            shutil.copy(self._platform / "platform.json", self._owner)
-        return self._owner / "platform.json"
+            self._cloister("platform", "export", BUNDLE, cwd=self._platform)
+            shutil.copy(self._platform / BUNDLE, self._owner)
 
     @contextlib.contextmanager
-    def _key_server(self, key: Path, bundle: Path) -> Iterator[Path]:
+    def _key_server(self) -> Iterator[None]:
         """Serve the key to the built enclave only, while the block runs."""
-        log = self._owner / "serve.log"
         shutil.copy(self._builder / "pytorch.sig", self._owner)
         command = [
-            *_CLOISTER, "serve", "--key", key.name, "--enclave", "pytorch",
+            *_CLOISTER, "serve", "--key", KEY, "--enclave", "pytorch",
             "--cert", "certs/server.crt", "--cert-key", "certs/server.key",
-            "--listen", self._address, "--trust-simulated", bundle.name,
+            "--listen", self._address, "--trust-simulated", BUNDLE,
         ]  # fmt: skip
+        log = self._owner / LOG
         with log.open("wb") as stream:
             server = subprocess.Popen(
                 command, cwd=self._owner, env=self._environment, stdout=stream, stderr=stream
@@ -224,74 +235,55 @@ class Demonstration:
             try:
                 with self._step("owner", f"start the key server on {self._address}"):
                     _wait_for(self._address, server, log)
-                yield log
+                yield
             finally:
                 server.terminate()
                 server.wait()
 
-    def _confidential(self) -> float:
-        with self._step("platform", "attest, get the key, run in the SIMULATED enclave") as timed:
-            self._cloister("run", "pytorch", cwd=self._platform)
-        return timed.seconds
-
-    def _decrypt(self, key: Path) -> list[str]:
+    def _decrypt(self) -> list[str]:
         with self._step("owner", "fetch the result and decrypt it"):
-            encrypted = self._owner / "encrypted" / "result.txt"
-            shutil.copy(self._platform / "encrypted" / "result.txt", encrypted)
+            shutil.copy(self._platform / "encrypted" / "result.txt", self._owner / "encrypted")
             text = self._cloister(
-                "decrypt", "-k", key.name, "encrypted/result.txt", "-", cwd=self._owner
+                "decrypt", "-k", KEY, "encrypted/result.txt", "-", cwd=self._owner
             )
         return text.splitlines()
 
     # Attacks
 
-    def _attacks(self, server_log: Path) -> Iterator[Attack]:
-        yield self._attack("one byte of the encrypted model flipped", self._flip_model)
-        yield self._attack("the program changed after signing", self._change_program)
-        with self._step("attacker", "an enclave with another measurement asks for the key"):
-            yield self._impostor(server_log)
+    def _attacks(self) -> Iterator[Attack]:
+        yield self._attack("one byte of the encrypted model flipped", _flip_model)
+        yield self._attack("the program changed after signing", _change_program)
+        yield self._impostor("an enclave with another measurement asks for the key")
 
-    def _attack(self, title: str, spoil: object) -> Attack:
-        assert callable(spoil)  # noqa: S101
-        attacked = self._platform.with_name("attacked")
+    def _attack(self, title: str, spoil: Callable[[Path], None]) -> Attack:
+        """Spoil a copy of the platform's files; the run must fail and write no result."""
+        attacked = self._work / "attacked"
         with self._step("attacker", title):
             shutil.copytree(self._platform, attacked)
             (attacked / "encrypted" / "result.txt").unlink()
             spoil(attacked)
-            refusal = self._refused("run", "pytorch", cwd=attacked)
+            refusal = self._refused(Command([*_CLOISTER, "run", "pytorch"], attacked))
             if (attacked / "encrypted" / "result.txt").exists():
                 raise CloisterError(f"attack succeeded: {title}: a result was written")
             shutil.rmtree(attacked)
         return Attack(title, refusal)
 
-    @staticmethod
-    def _flip_model(directory: Path) -> None:
-        model = directory / "encrypted" / "model.pt"
-        data = bytearray(model.read_bytes())
-        data[len(data) // 2] ^= 1
-        model.write_bytes(data)
-
-    @staticmethod
-    def _change_program(directory: Path) -> None:
-        program = directory / PROGRAM[0]
-        program.write_text(program.read_text() + '\nprint(open("/data/model.pt", "rb").read())\n')
-
-    def _impostor(self, server_log: Path) -> Attack:
-        impostor = self._platform.with_name("impostor")
-        impostor.mkdir()
-        shutil.copytree(self._builder / "certs", impostor / "certs")
-        for name in (*PROGRAM, TEMPLATE):
-            shutil.copy(self._builder / name, impostor)
-        self._change_program(impostor)
-        self._cloister("build", "-D", f"key_server={self._address}", TEMPLATE, cwd=impostor)
-        shutil.copytree(self._owner / "encrypted", impostor / "encrypted")
-        before = len(_lines(server_log))
-        refusal = self._refused("run", "pytorch", cwd=impostor)
-        shutil.rmtree(impostor)
-        verdict = [line for line in _lines(server_log)[before:] if "refused" in line.lower()]
-        return Attack(
-            "an enclave with another measurement asks for the key", (verdict or [refusal])[0]
-        )
+    def _impostor(self, title: str) -> Attack:
+        """Sign another program with the same manifest and let it ask the owner's server."""
+        impostor = self._work / "impostor"
+        log = self._owner / LOG
+        with self._step("attacker", title):
+            impostor.mkdir()
+            for name in (*PROGRAM, TEMPLATE, "certs"):
+                _copy(self._builder / name, impostor / name)
+            _change_program(impostor)
+            self._cloister("build", "-D", f"key_server={self._address}", TEMPLATE, cwd=impostor)
+            _copy(self._owner / "encrypted", impostor / "encrypted")
+            before = len(_lines(log))
+            refusal = self._refused(Command([*_CLOISTER, "run", "pytorch"], impostor))
+            verdicts = [line for line in _lines(log)[before:] if "refused" in line.lower()]
+            shutil.rmtree(impostor)
+        return Attack(title, verdicts[0] if verdicts else refusal)
 
     # Helpers
 
@@ -304,34 +296,43 @@ class Demonstration:
         timed.seconds = time.perf_counter() - start
         self._display.done(Step(role, title, timed.seconds, timed.detail))
 
-    def _cloister(self, *arguments: str, cwd: Path) -> str:
-        return self._call([*_CLOISTER, *arguments], cwd=cwd)
+    def _timed(self, role: str, title: str, command: Command) -> float:
+        with self._step(role, title) as timed:
+            self._call(command)
+        return timed.seconds
 
-    def _call(self, command: list[str], cwd: Path) -> str:
+    def _cloister(self, *arguments: str, cwd: Path) -> str:
+        return self._call(Command([*_CLOISTER, *arguments], cwd))
+
+    def _call(self, command: Command) -> str:
         """Run a step's command; return what it printed."""
-        done = self._start(command, cwd)
+        done = self._start(command)
         if done.returncode != 0:
-            shown = " ".join(command).replace(" ".join(_CLOISTER), "cloister")
             raise CloisterError(
-                f"{shown}: exit code {done.returncode}: {_last_line(done.stderr)}",
+                f"{command}: exit code {done.returncode}: {_last_line(done.stderr)}",
                 hint="run `cloister demo --keep DIR` and repeat the command there",
             )
         return done.stdout
 
-    def _refused(self, *arguments: str, cwd: Path) -> str:
+    def _refused(self, command: Command) -> str:
         """Run a command that must fail; return the line that says why."""
-        done = self._start([*_CLOISTER, *arguments], cwd)
+        done = self._start(command)
         if done.returncode == 0:
-            raise CloisterError(f"attack succeeded: cloister {' '.join(arguments)} in {cwd.name}")
+            raise CloisterError(f"attack succeeded: {command} in {command.directory.name}")
         ours = [line for line in done.stderr.splitlines() if line.startswith("cloister: ")]
         reasons = [line for line in ours if any(word in line for word in _REASONS)]
         if not reasons:
             raise CloisterError(f"the attack failed for another reason: {_last_line(done.stderr)}")
         return reasons[0].removeprefix("cloister: ")
 
-    def _start(self, command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    def _start(self, command: Command) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command, cwd=cwd, env=self._environment, capture_output=True, text=True, check=False
+            command.words,
+            cwd=command.directory,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
 
@@ -343,6 +344,25 @@ class _Timed:
 
     seconds = 0.0
     detail = ""
+
+
+def _flip_model(directory: Path) -> None:
+    model = directory / "encrypted" / "model.pt"
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(data)
+
+
+def _change_program(directory: Path) -> None:
+    program = directory / PROGRAM[0]
+    program.write_text(program.read_text() + '\nprint(open("/data/model.pt", "rb").read())\n')
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy(source, target)
 
 
 def _free_port() -> int:

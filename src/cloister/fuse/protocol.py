@@ -84,6 +84,7 @@ class OpenFlag(IntFlag):
     KEEP_CACHE = 1 << 1
     NONSEEKABLE = 1 << 2
     CACHE_DIR = 1 << 3
+    NOFLUSH = 1 << 5
 
 
 class SetAttr(IntFlag):

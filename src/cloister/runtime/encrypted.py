@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 
 from cloister.errors import CloisterError
 from cloister.fuse.filesystem import Attributes, Caller, Change
+from cloister.fuse.protocol import OpenFlag
 from cloister.runtime.keyring import Keyring
 from cloister.runtime.nodes import Handle, Node, refuse
 from cloister.runtime.policy import Intent
-from cloister.runtime.scene import Scene, change_on_host, rename_on_host, shown
+from cloister.runtime.scene import WRITING, Scene, change_on_host, rename_on_host, shown
 
 if TYPE_CHECKING:
     from cloister.encrypted.file import EncryptedFile
@@ -116,7 +117,7 @@ class EncryptedNode(Node):
     def open(self, flags: int, caller: Caller) -> Handle:
         """Open; all handles share one state."""
         self._acquire()
-        handle = EncryptedHandle(self)
+        handle = EncryptedHandle(self, writing=bool(flags & (WRITING | os.O_TRUNC)))
         if flags & os.O_TRUNC:
             try:
                 with self.translated(Intent.WRITE):
@@ -139,7 +140,7 @@ class EncryptedNode(Node):
             )
         self._anchor = os.open(self.host, os.O_RDONLY | os.O_CLOEXEC)
         self._handles = 1
-        return EncryptedHandle(self)
+        return EncryptedHandle(self, writing=True)
 
     @property
     def engine(self) -> EncryptedFile:
@@ -207,8 +208,10 @@ class EncryptedNode(Node):
 class EncryptedHandle(Handle):
     """An open encrypted file."""
 
-    def __init__(self, node: EncryptedNode) -> None:
+    def __init__(self, node: EncryptedNode, *, writing: bool) -> None:
         self._node = node
+        if writing:
+            self.flags = OpenFlag.KEEP_CACHE  # close() writes and tells of errors
 
     def read(self, offset: int, size: int) -> bytes | memoryview:
         """Decrypt and authenticate."""

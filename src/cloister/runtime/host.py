@@ -17,13 +17,19 @@ from cloister.manifest.index import UNKNOWN_SIZE, TrustedEntry
 from cloister.runtime.encrypted import EncryptedNode
 from cloister.runtime.nodes import Directory, Handle, Node, refuse
 from cloister.runtime.policy import Intent
-from cloister.runtime.scene import HOST_SECONDS, Scene, change_on_host, rename_on_host, shown
+from cloister.runtime.scene import (
+    HOST_SECONDS,
+    WRITING,
+    Scene,
+    change_on_host,
+    rename_on_host,
+    shown,
+)
 from cloister.runtime.trusted import TamperedFileError, TrustedHandle, digest_whole
 
 RECOVERY_SUFFIX = ".gramine.recovery"
 """Recovery files of encrypted files; they are not part of what a program sees."""
 
-WRITING = os.O_WRONLY | os.O_RDWR
 _ACCESS_AND_TRUNCATE = os.O_ACCMODE | os.O_TRUNC
 
 
@@ -59,11 +65,11 @@ class HostFile(Node):
         self.scene.require(self.path, Intent.WRITE if writing else Intent.READ)
         if self._trusted is not None:
             return self._open_trusted(self._trusted)
-        return self.adopt(os.open(self.host, _host_flags(flags)))
+        return self.adopt(os.open(self.host, _host_flags(flags)), writing=writing)
 
-    def adopt(self, descriptor: int) -> HostHandle:
+    def adopt(self, descriptor: int, *, writing: bool) -> HostHandle:
         """Make a handle of a host descriptor, which becomes the handle's."""
-        handle = HostHandle(self, descriptor)
+        handle = HostHandle(self, descriptor, writing=writing)
         self._handles.append(handle)
         return handle
 
@@ -123,11 +129,13 @@ def _host_flags(flags: int) -> int:
 class HostHandle(Handle):
     """An open host file whose bytes are passed through."""
 
-    def __init__(self, node: HostFile, descriptor: int) -> None:
+    def __init__(self, node: HostFile, descriptor: int, *, writing: bool) -> None:
         self._node = node
         self.descriptor = descriptor
         if node.scene.unbuffered:
             self.flags = OpenFlag.DIRECT_IO
+        elif writing:
+            self.flags = OpenFlag.KEEP_CACHE  # what a mapping changed is written out at close
 
     def read(self, offset: int, size: int) -> bytes | memoryview:
         """Read from the host."""
@@ -274,7 +282,7 @@ class HostDirectory(Directory):
             host, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode & ~caller.umask
         )
         node = HostFile(self.scene, host, path)
-        return node, node.adopt(descriptor)
+        return node, node.adopt(descriptor, writing=True)
 
     def mkdir(self, name: bytes, mode: int) -> Node:
         """Create a directory on the host where creating files is granted."""

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from cloister.errors import InputError
 from cloister.fuse.server import Server
 from cloister.manifest.index import TrustedIndex
-from cloister.manifest.model import Manifest
+from cloister.manifest.model import Manifest, Mount, RootMount
 from cloister.platforms.base import Enclave, SealingPolicy
 from cloister.runtime.attestation import SEALING_KEYS, attestation_directory
 from cloister.runtime.environment import arguments, declared, environment
@@ -106,10 +107,14 @@ class _Run:
         host = self._program.host_environment
         secrets = self._provision(declared(self._manifest, host))
         variables = environment(self._manifest, host, self._read_uri)
+        if self._enclave is not None:
+            from cloister.provision.client import without_provisioning
+
+            variables = without_provisioning(variables) | secrets
         plan = Plan(
             executable=self._inside(self._manifest.libos.entrypoint),
             arguments=arguments(self._manifest, self._program.arguments, self._read_uri),
-            environment=secrets(variables),
+            environment=variables,
             directory=self._manifest.fs.start_dir,
             mounts=self._tree.kernel_mounts,
         )
@@ -118,26 +123,28 @@ class _Run:
             Server(sandbox.fuse, View(self._tree.root), self._crashed).serve()
             return sandbox.result()
 
-    def _provision(self, settings: dict[str, str]) -> Callable[[dict[str, str]], dict[str, str]]:
-        """Fetch a secret if the manifest asks for one.
-
-        Returns:
-            A function that puts what the program may see of it into an environment.
-        """
-        from cloister.provision.client import ProvisioningRequest, fetch_secret
+    def _provision(self, settings: dict[str, str]) -> dict[str, str]:
+        """Fetch a secret if the manifest asks for one; return variables for the program."""
+        if self._enclave is None:
+            return {}
+        from cloister.provision.client import SET_KEY, ProvisioningRequest, fetch_secret
 
         request = ProvisioningRequest.from_environment(settings, self._read_inside)
-        if request is None or self._enclave is None:
-            return lambda variables: variables
+        if request is None:
+            return {}
+        if request.key_name is not None and request.key_name not in self._keys:
+            raise InputError(
+                f'{SET_KEY}: no encrypted mount uses a key named "{request.key_name}"',
+                hint=f'fs.mounts entries of type "encrypted" with key_name = "{request.key_name}"',
+            )
         provisioned = fetch_secret(self._enclave, request)
-        self._journal.note(f"key released by {provisioned.server}")
         try:
-            key = provisioned.wrap_key
-            if key is not None:
-                self._keys.set(key.name, key.value)
+            if provisioned.key_name is not None and provisioned.key is not None:
+                self._keys.set(provisioned.key_name, provisioned.key)
         finally:
             provisioned.wipe()
-        return lambda variables: variables
+        self._journal.note(f"key released by {provisioned.server}")
+        return provisioned.environment
 
     def _inside(self, path: str) -> str:
         """Return an absolute path of the tree."""
@@ -160,7 +167,9 @@ class _Run:
 
 def _keyring(manifest: Manifest, enclave: Enclave | None) -> Keyring:
     """Return the keys that exist by name, with those that need no key server already set."""
-    mounts = [*manifest.fs.mounts, *([manifest.fs.root] if manifest.fs.root else [])]
+    mounts: list[Mount | RootMount] = [*manifest.fs.mounts]
+    if manifest.fs.root is not None:
+        mounts.append(manifest.fs.root)
     named = {key_of(mount) for mount in mounts if mount.type == "encrypted"}
     if manifest.sgx.protected_files:
         named.add(DEFAULT_KEY)

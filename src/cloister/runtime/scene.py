@@ -20,6 +20,9 @@ HOST_SECONDS = 1.0
 """Seconds for which the kernel may remember what the host may change."""
 
 
+WRITING = os.O_WRONLY | os.O_RDWR
+
+
 @dataclass
 class Scene:
     """What all host nodes of one tree share.
