@@ -1,0 +1,139 @@
+"""The application's processes: exit codes, signals, isolation, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from applications import CLOISTER, PYTHON, App
+
+
+def test_output_and_exit_code_are_the_programs(app: App) -> None:
+    done = app.direct(["/bin/sh", "-c", "echo out; echo err >&2; exit 7"], expect=7)
+    assert (done.stdout, done.stderr) == ("out\n", "err\n")
+
+
+def test_standard_input_is_the_callers(app: App) -> None:
+    assert app.direct(["/bin/cat"], input="from outside").stdout == "from outside"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM])
+def test_a_signal_death_is_reported_as_a_shell_would(app: App, number: signal.Signals) -> None:
+    app.direct(["/bin/sh", "-c", f"kill -{number.value} $$"], expect=128 + number)
+
+
+def test_a_missing_program_is_told(app: App) -> None:
+    done = app.direct(["/bin/there-is-no-such-program"], expect=1)
+    assert done.stderr == (
+        "cloister: error: /bin/there-is-no-such-program: cannot start: No such file or directory\n"
+    )
+
+
+def test_arguments_that_the_manifest_does_not_let_in(app: App) -> None:
+    app.direct(["/bin/true"])
+    done = app.cloister("run", "--mode", "direct", "app", "--", "-x", expect=2)
+    assert "the manifest fixes the arguments" in done.stderr
+
+
+def test_no_privileges_and_no_way_to_more(app: App) -> None:
+    script = """
+grep -E 'Cap(Prm|Eff|Bnd|Amb)|NoNewPrivs' /proc/self/status
+unshare -U true 2>/dev/null && echo escaped
+mount -t tmpfs none /usr 2>/dev/null && echo mounted
+echo $(ls /proc | grep -c '^[0-9]') processes
+"""
+    done = app.direct(["/bin/sh", "-c", script])
+    lines = done.stdout.split("\n")
+    assert lines[:4] == [f"Cap{kind}:\t0000000000000000" for kind in ("Prm", "Eff", "Bnd", "Amb")]
+    assert lines[4] == "NoNewPrivs:\t1"
+    assert "escaped" not in done.stdout
+    assert "mounted" not in done.stdout
+    assert int(lines[5].split()[0]) < 8
+
+
+def test_the_runtimes_memory_is_out_of_reach(app: App) -> None:
+    done = app.direct(["/bin/sh", "-c", "cat /proc/1/mem; cat /proc/1/environ"], expect=1)
+    assert done.stdout == ""
+    assert done.stderr.count("Permission denied") == 2
+
+
+def test_the_program_sees_only_its_own_tree(app: App, tmp_path: Path) -> None:
+    secret = tmp_path / "outside"
+    secret.write_text("outside")
+    (app.directory / "inside").write_text("inside")
+    done = app.direct(["/bin/sh", "-c", f"cat /inside; cat {secret}"], expect=1)
+    assert done.stdout == "inside"
+    assert "No such file" in done.stderr
+
+
+def test_a_forwarded_signal_reaches_the_program(app: App) -> None:
+    script = "trap 'echo caught; exit 5' TERM; echo ready; while :; do sleep 0.1; done"
+    app.direct(["/bin/true"])
+    app.settings["loader.argv"] = f'["/bin/sh", "-c", "{script}"]'
+    (app.directory / "app.manifest").write_text(
+        app.text(python=False).replace("/bin/true", "/bin/sh")
+    )
+    process = subprocess.Popen(
+        [*CLOISTER, "run", "--mode", "direct", "app"],
+        cwd=app.directory,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    assert process.wait(20) == 5
+    assert process.stdout.read() == "caught\n"
+
+
+@pytest.mark.parametrize("victim", ["runtime", "program"])
+def test_nothing_is_left_when_either_side_is_killed(app: App, victim: str) -> None:
+    marker = f"cloister-test-{os.getpid()}-{time.monotonic_ns()}"
+    app.direct(["/bin/true"])
+    program = "import time; print(1, flush=True); time.sleep(1000)"
+    script = f"sleep 1000 & exec {PYTHON} -c '{program}' {marker}"
+    app.settings["loader.argv"] = f'["/bin/sh", "-c", "{script}"]'
+    (app.directory / "app.manifest").write_text(
+        app.text(python=False).replace("/bin/true", "/bin/sh")
+    )
+    process = subprocess.Popen(
+        [*CLOISTER, "run", "--mode", "direct", "app"],
+        cwd=app.directory,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "1\n"
+    inside = [pid for pid in _processes_with(marker) if pid != process.pid]
+    assert len(inside) == 1
+    os.kill(process.pid if victim == "runtime" else inside[0], signal.SIGKILL)
+    assert process.wait(20) == (-signal.SIGKILL if victim == "runtime" else 128 + signal.SIGKILL)
+    _wait_until_gone(marker)
+    assert not [
+        line for line in Path("/proc/mounts").read_text().splitlines() if "cloister" in line
+    ]
+
+
+def _processes_with(marker: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if marker.encode() in command and b"cloister" not in command.split(b"\0")[2:3]:
+                found.append(int(entry.name))
+    return found
+
+
+def _wait_until_gone(marker: str) -> None:
+    deadline = time.monotonic() + 10
+    while _processes_with(marker):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
