@@ -6,8 +6,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from cloister.platforms.simulated import SimulatedEnclave, SimulatedPlatform
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"
@@ -57,6 +61,54 @@ def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
         return target
 
     return copy
+
+
+@pytest.fixture
+def simulated(tmp_path: Path) -> SimulatedPlatform:
+    """A simulated platform of the test's own, with fresh keys."""
+    from cloister.platforms.simulated import SimulatedPlatform
+
+    return SimulatedPlatform(tmp_path / "simulated-platform")
+
+
+@pytest.fixture
+def start_enclave(data: Path) -> Callable[..., SimulatedEnclave]:
+    """Return a function that signs and starts a small enclave on a simulated platform.
+
+    Another manifest gives another MRENCLAVE; everything else may be set by name.
+    """
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    from cloister.sgx.measurement import measure
+    from cloister.sgx.sigstruct import Sigstruct
+
+    key = load_pem_private_key((data / "signing" / "key.pem").read_bytes(), password=None)
+    assert isinstance(key, RSAPrivateKey)
+    image = (data / "signing" / "pal.so").read_bytes()
+    parameters: dict[str, Any] = {"enclave_size": 1 << 24, "max_threads": 1, "edmm": True}
+
+    def start(
+        platform: SimulatedPlatform, manifest: bytes = b"manifest", **fields: Any
+    ) -> SimulatedEnclave:
+        measured = measure(manifest, image, **parameters).mrenclave
+        values: dict[str, Any] = {
+            "mr_enclave": measured,
+            "modulus": key.public_key().public_numbers().n,
+            "flags": 4,
+            "xfrm": 3,
+            "flags_mask": 0xFFFF_FFFF_FFFF_FFFF,
+            "xfrm_mask": 0xFFFF_FFFF_FFF9_FF1B,
+            "misc_select": 0,
+            "misc_mask": 0xFFFF_FFFF,
+            "isv_prod_id": 7,
+            "isv_svn": 3,
+            "date": 0x20260102,
+        }
+        sigstruct = Sigstruct(**(values | fields)).sign(key).pack()
+        return platform.start(manifest=manifest, sigstruct=sigstruct, image=image, **parameters)
+
+    return start
 
 
 _skipped: list[tuple[str, str]] = []

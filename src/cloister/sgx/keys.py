@@ -197,8 +197,8 @@ def report_key_for_target(
 
 
 def _check_seal_request(identity: EnclaveIdentity, request: KeyRequest, cpu_svn: bytes) -> None:
-    known = KeyPolicy.MRENCLAVE | KeyPolicy.MRSIGNER
-    if request.policy & ~known:
+    known = int(KeyPolicy.MRENCLAVE | KeyPolicy.MRSIGNER)
+    if request.policy | known != known:
         raise KeyRequestError(f"KEYREQUEST: policy bits {request.policy:#x} are not implemented")
     if request.isv_svn > identity.isv_svn:
         raise KeyRequestError(
