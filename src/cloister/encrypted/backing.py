@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import os
@@ -10,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from cloister.errors import InputError, InUseError, NotEncryptedError
+from cloister.errors import InUseError, NotEncryptedError
 from cloister.files import sync_directory
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -184,20 +185,36 @@ class FileBacking:
             FileExistsError: ``path`` exists.
             OSError: the host refuses.
         """
-        temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.tmp")
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        backing = cls(os.open(temporary, flags, mode))
+        backing, temporary = cls._create_nameless(path, mode)
         try:
             backing.lock(path)
             backing.pwrite(0, content)
             backing.fsync()
-            os.link(temporary, path)
+            _link(temporary, path)
         except BaseException:
             backing.close()
             raise
         finally:
-            temporary.unlink()
+            if temporary.parent == path.parent:
+                temporary.unlink()
         return backing
+
+    @classmethod
+    def _create_nameless(cls, path: Path, mode: int) -> tuple[FileBacking, Path]:
+        """Return a new file that vanishes with this process, and the name to link it by.
+
+        Where the file system knows no such files it is a temporary file beside ``path``.
+        """
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            backing = cls(os.open(path.parent, flags | os.O_TMPFILE, mode))
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOSYS):
+                raise
+        else:
+            return backing, Path(f"/proc/self/fd/{backing.fileno()}")
+        temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.tmp")
+        return cls(os.open(temporary, flags | os.O_CREAT | os.O_EXCL, mode)), temporary
 
     def require_regular(self, path: Path) -> None:
         """Refuse directories, FIFOs and devices."""
@@ -262,6 +279,16 @@ class FileBacking:
             os.close(descriptor)
 
 
+def _link(source: Path, target: Path) -> None:
+    """Give an open file a name, never one that is taken."""
+    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Only with a directory descriptor does Python pass AT_SYMLINK_FOLLOW, which /proc needs.
+        os.link(source, target, src_dir_fd=directory, follow_symlinks=True)
+    finally:
+        os.close(directory)
+
+
 class FileRecoveryStore:
     """The recovery file of a host file: its name with ``.gramine.recovery`` behind it.
 
@@ -291,10 +318,7 @@ class FileRecoveryStore:
         """Return a new file; one that lies there already belongs to no write any more."""
         self._path.unlink(missing_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        try:
-            self._made = FileBacking(os.open(self._path, flags, 0o600))
-        except FileNotFoundError as error:
-            raise InputError(f"{self._path.parent}: the directory is gone") from error
+        self._made = FileBacking(os.open(self._path, flags, 0o600))
         sync_directory(self._path.parent)
         return self._made
 

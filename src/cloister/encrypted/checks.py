@@ -10,7 +10,6 @@ from cloister.encrypted.layout import (
     MAX_PATH,
     NODE_SIZE,
     VERSIONS,
-    Header,
     Metadata,
     NodeAuthenticationError,
     host_nodes,
@@ -33,7 +32,8 @@ def read_node0(backing: Backing, name: str) -> bytes:
 
     Raises:
         NotEncryptedError: the file is empty or begins with something else.
-        TruncatedError: it begins well, but is not a whole number of nodes.
+        TruncatedError: it begins well, but is not a whole number of nodes (which the host file of
+            an interrupted write need not be).
         UnsupportedVersionError: its major version is neither 1 nor 2.
     """
     node0 = backing.pread(0, NODE_SIZE)
@@ -42,13 +42,11 @@ def read_node0(backing: Backing, name: str) -> bytes:
     if not node0.startswith(MAGIC[: len(node0)]):
         raise NotEncryptedError(f"{name}: not an encrypted file: it does not begin with GRAFS_PF")
     size = backing.size()
-    if size < NODE_SIZE or size % NODE_SIZE:
+    if size < NODE_SIZE or (size % NODE_SIZE and not pending(node0)):
         raise TruncatedError(f"{name}: truncated: {size} bytes, expected a multiple of {NODE_SIZE}")
-    header = parse_header(node0)
-    if header.major not in VERSIONS:
-        raise UnsupportedVersionError(
-            f"{name}: encrypted file of version {header.major}, expected 1 or 2"
-        )
+    major = parse_header(node0).major
+    if major not in VERSIONS:
+        raise UnsupportedVersionError(f"{name}: encrypted file of version {major}, expected 1 or 2")
     return node0
 
 
@@ -95,14 +93,16 @@ def compare_size(metadata: Metadata, host_size: int, name: str) -> None:
         )
 
 
+def is_marked(backing: Backing) -> bool:
+    """Tell whether the bytes are an encrypted file with an unfinished write."""
+    node0 = backing.pread(0, NODE_SIZE)
+    return len(node0) == NODE_SIZE and node0.startswith(MAGIC) and pending(node0)
+
+
 def pending(node0: bytes) -> bool:
     """Tell whether a write to the file was begun and not finished."""
-    return header_of(node0).pending_write
-
-
-def header_of(node0: bytes) -> Header:
-    """Return the plain start of node 0."""
-    return parse_header(node0)
+    header = parse_header(node0)
+    return header.major in VERSIONS and header.pending_write
 
 
 def encode_path(path: str) -> bytes:

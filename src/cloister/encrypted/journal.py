@@ -36,7 +36,7 @@ old content; node 0 last), so that Gramine can undo our interrupted writes and w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from cloister.encrypted.backing import Backing, Buffer, RecoveryStore
@@ -64,6 +64,16 @@ class Journal(Protocol):
     def commit(self, node0: bytes, host_nodes: int) -> None:
         """Make ``node0`` and what was written the content of the file, of ``host_nodes`` nodes."""
 
+    def move(
+        self,
+        node0: bytes,
+        store: RecoveryStore,
+        *,
+        rename: Callable[[], None],
+        sync_names: Callable[[], None],
+    ) -> None:
+        """Commit ``node0`` together with a new name of the host file."""
+
     def sync(self) -> None:
         """Return when the committed state survives a power loss."""
 
@@ -89,6 +99,19 @@ class DirectJournal:
         self._main.pwrite(0, node0)
         if self._main.size() > host_nodes * NODE_SIZE:
             self._main.truncate(host_nodes * NODE_SIZE)
+
+    def move(
+        self,
+        node0: bytes,
+        store: RecoveryStore,
+        *,
+        rename: Callable[[], None],
+        sync_names: Callable[[], None],
+    ) -> None:
+        """Rename, then write node 0."""
+        rename()
+        self._main.pwrite(0, node0)
+        sync_names()
 
     def sync(self) -> None:
         """Sync the host file."""
@@ -127,6 +150,7 @@ class UndoJournal:
     def protect(self, nodes: Iterable[int]) -> None:
         """Put the old content of ``nodes`` into the recovery file and mark the file."""
         self._check()
+        nodes = list(nodes)
         fresh = [n for n in nodes if n < self._host_nodes and n not in self._logged]
         if self._marked and not fresh:
             return
@@ -136,7 +160,14 @@ class UndoJournal:
         for node in fresh:
             self._logged.add(node)
         if not self._marked:
+            self._grow(nodes[-1] + 1 if nodes else 1)
             self._mark()
+
+    def _grow(self, host_nodes: int) -> None:
+        """Extend the host file before the mark, so that whatever is torn it ends at a node."""
+        if self._end < host_nodes * NODE_SIZE:
+            self._end = host_nodes * NODE_SIZE
+            self._main.truncate(self._end)
 
     def _append(self, nodes: list[int]) -> None:
         if self._log is None:
@@ -163,12 +194,9 @@ class UndoJournal:
         self._sync(self._main)
 
     def write(self, node: int, data: Buffer) -> None:
-        """Write whole nodes; the host file first grows, so that it ends at a node in any case."""
+        """Write whole nodes."""
         self._check()
-        end = node * NODE_SIZE + len(data)
-        if end > self._end:
-            self._main.truncate(end)
-            self._end = end
+        self._end = max(self._end, node * NODE_SIZE + len(data))
         self._main.pwrite(node * NODE_SIZE, data)
 
     def commit(self, node0: bytes, host_nodes: int) -> None:
@@ -184,6 +212,44 @@ class UndoJournal:
         self._marked = False
         self._logged.clear()
         self._cut()
+
+    def move(
+        self,
+        node0: bytes,
+        store: RecoveryStore,
+        *,
+        rename: Callable[[], None],
+        sync_names: Callable[[], None],
+    ) -> None:
+        """Commit ``node0`` together with a new name of the host file.
+
+        While the file is marked, the recovery file beside its old name holds the old node 0 and
+        the one beside its new name holds the new: under either name it opens as that name needs.
+
+        Args:
+            node0: the new node 0; nothing else may be uncommitted.
+            store: the recovery store of the new name.
+            rename: gives the host file its new name, or raises and changes nothing.
+            sync_names: makes that survive a power loss.
+        """
+        self.protect(())
+        try:
+            log = store.create()
+            log.pwrite(0, RECOVERY_NUMBER.pack(0) + node0)
+            self._sync(log)
+            rename()
+        except OSError:
+            store.remove()
+            self._unmark(self._node0)
+            self._marked = False
+            raise
+        self._broken = True  # the file has its new name, but after a crash perhaps its old one
+        sync_names()
+        self._broken = False
+        self.commit(node0, self._host_nodes)
+        self.close()
+        self._store, self._log = store, log
+        log.truncate(0)
 
     def _unmark(self, node0: bytes) -> None:
         start, end = PENDING_MARK.offset, PENDING_MARK.end

@@ -132,6 +132,9 @@ class Metadata(NamedTuple):
     head: bytes
 
 
+EMPTY_METADATA: Final = Metadata(b"", 0, bytes(KEY_SIZE), bytes(TAG_SIZE), bytes(HEAD_SIZE))
+
+
 class NodeAuthenticationError(Exception):
     """A node does not fit its key and tag.
 

@@ -134,14 +134,14 @@ def undo(main: Backing, store: RecoveryStore, wrap_key: bytes, name: str) -> Non
     try:
         for node, place in state.records.items():
             main.pwrite(node * NODE_SIZE, state.log.pread(place, NODE_SIZE))
+        size = host_nodes(state.metadata.size) * NODE_SIZE
+        if main.size() > size:
+            main.truncate(size)
         main.pwrite(0, mark_pending(state.node0))
         main.fsync()
         start, end = PENDING_MARK.offset, PENDING_MARK.end
         main.pwrite(start, state.node0[start:end])
         main.fsync()
-        size = host_nodes(state.metadata.size) * NODE_SIZE
-        if main.size() > size:
-            main.truncate(size)
     finally:
         state.log.close()
 
@@ -188,7 +188,7 @@ class RecoveredView:
 
     def size(self) -> int:
         """Return the size of the file as it will be after recovery."""
-        return max(self._main.size(), host_nodes(self._state.metadata.size) * NODE_SIZE)
+        return host_nodes(self._state.metadata.size) * NODE_SIZE
 
     def fsync(self) -> None:
         """Do nothing: nothing is written."""

@@ -1,0 +1,402 @@
+"""Every crash leaves the last flushed content, or that of the flush in progress: on a model disk.
+
+The model disk stops after the k-th operation. What was not synced by then is kept, dropped, torn
+into 512-byte sectors or kept in part, file by file. Then the file is opened again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cloister.encrypted.backing import Buffer, MemoryBacking
+from cloister.encrypted.file import EncryptedFile
+from cloister.encrypted.journal import DirectJournal
+from cloister.encrypted.layout import NODE_SIZE, parse_header
+
+KEY = bytes(range(16))
+PATH = "dir/file"
+SECTOR = 512
+
+
+class PowerLoss(BaseException):
+    """The model disk stopped; nothing may catch it but the test."""
+
+
+class Disk:
+    """The synced bytes and the operations since, of some files; stops after ``budget``."""
+
+    def __init__(self, files: dict[str, bytes], budget: int | None = None) -> None:
+        self.synced: dict[str, bytes | None] = dict(files)
+        self.now: dict[str, MemoryBacking] = {n: MemoryBacking(c) for n, c in files.items()}
+        self.pending: dict[str, list[tuple[int, bytes | None]]] = {n: [] for n in files}
+        self.removed: set[str] = set()
+        self.budget = budget
+        self.operations = 0
+
+    def step(self) -> None:
+        """Count one operation; the one that exceeds the budget does not happen."""
+        if self.budget is not None and self.operations >= self.budget:
+            raise PowerLoss
+        self.operations += 1
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        """Do a write, or a truncate when there is no data; the last one may be torn."""
+        self.pending[name].append((offset, data))
+        self.step()
+        self.now[name].pwrite(offset, data)
+
+    def truncate(self, name: str, size: int) -> None:
+        """Set the size."""
+        self.pending[name].append((size, None))
+        self.step()
+        self.now[name].truncate(size)
+
+    def sync(self, name: str) -> None:
+        """Make all that was done to a file last."""
+        self.step()
+        self.synced[name] = self.now[name].getvalue()
+        self.pending[name].clear()
+
+    def create(self, name: str) -> None:
+        """Make an empty file and sync the directory."""
+        self.step()
+        self.now[name] = MemoryBacking()
+        self.synced[name] = b""
+        self.pending[name] = []
+        self.removed.discard(name)
+
+    def remove(self, name: str) -> None:
+        """Remove a name; a crash may bring it back, for the directory is not synced."""
+        self.step()
+        self.removed.add(name)
+
+    def after_crash(self, choose: Callable[[], bool]) -> dict[str, bytes]:
+        """Return what is found: ``choose`` says of each unsynced sector if it was kept."""
+        found: dict[str, bytes] = {}
+        for name, synced in self.synced.items():
+            if synced is None or (name in self.removed and choose()):
+                continue
+            file = MemoryBacking(synced)
+            for offset, data in self.pending[name]:
+                if data is None:
+                    if choose():
+                        file.truncate(offset)
+                    continue
+                for start, sector in _sectors(offset, data):
+                    if choose():
+                        file.pwrite(start, sector)
+            found[name] = file.getvalue()
+        return found
+
+
+def _sectors(offset: int, data: bytes) -> Iterator[tuple[int, bytes]]:
+    done = 0
+    while done < len(data):
+        count = min(len(data) - done, SECTOR - (offset + done) % SECTOR)
+        yield offset + done, data[done : done + count]
+        done += count
+
+
+class DiskFile:
+    """A backing on the model disk."""
+
+    def __init__(self, disk: Disk, name: str) -> None:
+        self.disk = disk
+        self.name = name
+
+    def pread(self, offset: int, length: int) -> bytes:
+        return self.disk.now[self.name].pread(offset, length)
+
+    def pread_into(self, offset: int, buffer: memoryview) -> int:
+        return self.disk.now[self.name].pread_into(offset, buffer)
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        self.disk.write(self.name, offset, bytes(data))
+
+    def truncate(self, size: int) -> None:
+        self.disk.truncate(self.name, size)
+
+    def size(self) -> int:
+        return self.disk.now[self.name].size()
+
+    def fsync(self) -> None:
+        self.disk.sync(self.name)
+
+    def close(self) -> None:
+        pass
+
+
+class DiskStore:
+    """A recovery store on the model disk."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+
+    def needed(self) -> bool:
+        return True
+
+    def open(self) -> DiskFile | None:
+        there = "log" in self.disk.now and "log" not in self.disk.removed
+        return DiskFile(self.disk, "log") if there else None
+
+    def create(self) -> DiskFile:
+        self.disk.create("log")
+        return DiskFile(self.disk, "log")
+
+    def remove(self) -> None:
+        if "log" in self.disk.now:
+            self.disk.remove("log")
+
+
+def open_on(
+    disk: Disk, *, writable: bool = True, version: int = 2, waiting_limit: int = 99
+) -> EncryptedFile:
+    return EncryptedFile.open(
+        DiskFile(disk, "main"),
+        KEY,
+        None,
+        name="main",
+        store=DiskStore(disk),
+        writable=writable,
+        version=version,
+        waiting_limit=waiting_limit,
+    )
+
+
+def content_of(files: dict[str, bytes], *, writable: bool) -> bytes:
+    file = open_on(Disk(files), writable=writable)
+    return file.read(0, file.size + 1)
+
+
+def encrypted(content: bytes, version: int = 2) -> bytes:
+    backing = MemoryBacking()
+    file = EncryptedFile.create(backing, KEY, PATH, name="new", version=version)
+    file.write(0, content)
+    file.close()
+    return backing.getvalue()
+
+
+# --- The scripts: steps on a file; None is a flush ------------------------------------------------
+
+Step = tuple[str, int, bytes]
+BODY = random.Random(7).randbytes(3072 + 4096 * 97 + 100)
+
+
+def w(offset: int, size: int, salt: int = 1) -> Step:
+    return ("write", offset, random.Random(salt * 1000003 + offset).randbytes(size))
+
+
+def t(size: int) -> Step:
+    return ("truncate", size, b"")
+
+
+FLUSH: Step = ("flush", 0, b"")
+
+SCRIPTS: dict[str, tuple[bytes, int, list[Step]]] = {
+    # name: (content at the start, changed nodes kept in memory, steps)
+    "small": (b"hello", 99, [w(0, 3), FLUSH, w(2, 700), FLUSH, t(1), FLUSH, t(3000), FLUSH]),
+    "first growth": (b"hello", 99, [w(3000, 5000), FLUSH, w(9000, 10), FLUSH]),
+    "overwrite": (BODY[:30000], 99, [w(3072, 4096), w(20000, 5000), FLUSH, w(0, 10), FLUSH]),
+    "spilled overwrite": (BODY[:60000], 3, [w(0, 40000), w(50000, 9000), FLUSH, w(100, 9), FLUSH]),
+    "spilled append": (BODY[:9000], 2, [w(9000, 40000), FLUSH, w(49000, 9000), w(5, 5), FLUSH]),
+    "shrink": (BODY[:60000], 99, [t(20000), FLUSH, t(3072), FLUSH, t(100), FLUSH, t(0), FLUSH]),
+    "shrink and grow": (BODY[:60000], 2, [t(9000), w(30000, 100), FLUSH, t(5), t(50000), FLUSH]),
+    "two groups": (BODY, 60, [w(380000, 30000), FLUSH, t(390000), FLUSH, w(410000, 9000), FLUSH]),
+}
+
+
+def apply(file: EncryptedFile, model: bytearray, step: Step) -> None:
+    """Do one step to the model, then to the file."""
+    kind, number, data = step
+    if kind == "write":
+        model.extend(bytes(max(0, number - len(model))))
+        model[number : number + len(data)] = data
+        file.write(number, data)
+    elif kind == "truncate":
+        model[number:] = bytes(max(0, number - len(model)))
+        file.truncate(number)
+    else:
+        file.flush()
+
+
+def run(disk: Disk, content: bytes, limit: int, steps: list[Step], version: int = 2) -> list[bytes]:
+    """Run a script; return the contents that a crash may leave when the disk stops."""
+    model = bytearray(content)
+    allowed = [content]
+    try:
+        file = open_on(disk, waiting_limit=limit, version=version)
+        for step in steps:
+            if step == FLUSH:
+                allowed = [allowed[-1], bytes(model)]
+            apply(file, model, step)
+            if step == FLUSH:
+                allowed = [bytes(model)]
+        file.close()
+    except PowerLoss:
+        pass
+    return allowed
+
+
+def outcomes(disk: Disk, seed: int) -> list[dict[str, bytes]]:
+    """Return different things that the disk may hold after the crash."""
+    dice = random.Random(seed)
+    return [
+        disk.after_crash(lambda: True),
+        disk.after_crash(lambda: False),
+        disk.after_crash(lambda: dice.random() < 0.5),
+        disk.after_crash(lambda: dice.random() < 0.9),
+        disk.after_crash(lambda: dice.random() < 0.1),
+    ]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("versions", [(2, 2), (1, 2), (1, 1)], ids=["v2", "v1 to v2", "v1"])
+def test_every_crash_leaves_a_flushed_content(name: str, versions: tuple[int, int]) -> None:
+    content, limit, steps = SCRIPTS[name]
+    start = {"main": encrypted(content, versions[0])}
+    whole = Disk(start)
+    final = run(whole, content, limit, steps, version=versions[1])
+    assert content_of(whole.after_crash(lambda: True), writable=False) == final[-1]
+    assert whole.operations > 10
+    seen_old = seen_new = False
+    for k in range(whole.operations + 1):
+        disk = Disk(start, k)
+        allowed = run(disk, content, limit, steps, version=versions[1])
+        for number, files in enumerate(outcomes(disk, k)):
+            for writable in (False, True):
+                found = content_of(files, writable=writable)
+                assert found in allowed, (k, number, len(found), [len(a) for a in allowed])
+                seen_old |= len(allowed) > 1 and found == allowed[0]
+                seen_new |= len(allowed) > 1 and found == allowed[1]
+    assert seen_old and seen_new  # the crashes did fall on both sides of a commit
+
+
+@pytest.mark.parametrize("name", ["overwrite", "spilled overwrite", "shrink and grow", "small"])
+def test_a_crash_while_a_crash_is_undone_changes_nothing(name: str) -> None:
+    content, limit, steps = SCRIPTS[name]
+    start = {"main": encrypted(content)}
+    whole = Disk(start)
+    run(whole, content, limit, steps)
+    for k in range(0, whole.operations, 3):
+        disk = Disk(start, k)
+        allowed = run(disk, content, limit, steps)
+        for files in outcomes(disk, k)[:3]:
+            if not parse_header(files["main"]).pending_write:
+                continue
+            for j in range(1000):
+                again = Disk(files, j)
+                try:
+                    open_on(again)
+                except PowerLoss:
+                    for later in outcomes(again, j):
+                        assert content_of(later, writable=True) in allowed
+                else:
+                    break
+            assert j > 2
+
+
+def undo_as_gramine_does(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Write every record back in order, believing all, as Gramine's recovery does."""
+    main, log = bytearray(files["main"]), files.get("log", b"")
+    if not main[58] & 1:
+        return files
+    assert len(main) % 4096 == 0
+    assert log
+    assert len(log) % 4104 == 0
+    for start in range(0, len(log), 4104):
+        place = int.from_bytes(log[start : start + 8], "little") * 4096
+        main[place : place + 4096] = log[start + 8 : start + 4104]
+    assert not main[58] & 1
+    return {"main": bytes(main)}
+
+
+@pytest.mark.parametrize("name", ["small", "first growth", "overwrite", "shrink", "two groups"])
+def test_gramine_can_undo_our_interrupted_writes(name: str) -> None:
+    content, limit, steps = SCRIPTS[name]
+    start = {"main": encrypted(content)}
+    whole = Disk(start)
+    run(whole, content, limit, steps)
+    undone = 0
+    for k in range(whole.operations):
+        disk = Disk(start, k)
+        allowed = run(disk, content, limit, steps)
+        for crashed in outcomes(disk, k):
+            recovered = undo_as_gramine_does(crashed)
+            undone += recovered is not crashed
+            assert content_of(recovered, writable=False) in allowed
+    assert undone > 3
+
+
+def test_a_transaction_of_several_batches_logs_each_node_once() -> None:
+    content, limit, _ = SCRIPTS["spilled overwrite"]
+    disk = Disk({"main": encrypted(content)})
+    file = open_on(disk, waiting_limit=limit)
+    for _ in range(3):
+        file.write(0, bytes(40000))
+    recovered = undo_as_gramine_does(disk.after_crash(lambda: True))
+    assert content_of(recovered, writable=False) == content
+
+
+def test_the_test_can_fail_without_the_journal() -> None:
+    """The same crashes do break a file whose nodes are written straight through."""
+    content, limit, steps = SCRIPTS["overwrite"]
+    start = {"main": encrypted(content)}
+    broken = 0
+    for k in range(20):
+        disk = Disk(start, k)
+        file = open_on(disk, waiting_limit=limit)
+        direct = DirectJournal(file._main)
+        file._journal = file._nodes._journal = direct
+        try:
+            for step in steps:
+                apply(file, bytearray(content), step)
+        except PowerLoss:
+            pass
+        for files in outcomes(disk, k):
+            try:
+                content_of(files, writable=False)
+            except Exception:
+                broken += 1
+    assert broken > 5
+
+
+def test_a_transaction_that_the_disk_refuses_can_be_done_again() -> None:
+    """A full disk in the middle of a flush loses nothing, in memory and on the disk."""
+    content, limit, steps = SCRIPTS["overwrite"]
+
+    class Full(DiskFile):
+        left = 3
+
+        def pwrite(self, offset: int, data: Buffer) -> None:
+            self.left -= 1
+            if self.left == 0:
+                raise OSError(28, "No space left on device")
+            super().pwrite(offset, data)
+
+    for left in range(1, 8):
+        disk = Disk({"main": encrypted(content)})
+        main = Full(disk, "main")
+        main.left = left
+        file = EncryptedFile.open(
+            main, KEY, PATH, name="main", store=DiskStore(disk), writable=True, waiting_limit=limit
+        )
+        model = bytearray(content)
+        for step in steps[:2]:
+            apply(file, model, step)
+        try:
+            file.flush()
+        except OSError:
+            assert content_of(disk.after_crash(lambda: True), writable=False) == content
+            assert file.read(0, 1 << 20) == model
+            if file.size == len(content):
+                with_retry = True
+                try:
+                    file.flush()
+                except Exception:
+                    with_retry = False
+                if with_retry:
+                    assert content_of(disk.after_crash(lambda: True), writable=False) == model
+    assert NODE_SIZE == 4096
