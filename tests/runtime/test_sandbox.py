@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -54,6 +55,24 @@ echo $(ls /proc | grep -c '^[0-9]') processes
     assert "escaped" not in done.stdout
     assert "mounted" not in done.stdout
     assert int(lines[5].split()[0]) < 8
+
+
+def test_calls_that_a_library_os_does_not_offer(app: App) -> None:
+    done = app.direct([PYTHON, "/programs/forbidden.py"])
+    outcomes = json.loads(done.stdout)
+    assert set(outcomes.pop("permitted")) == {"fork", "thread", "exec", "mmap"}
+    assert set(outcomes.pop("refused with EPERM")) == {"clone(CLONE_NEWUSER)", "ioctl(TIOCSTI)"}
+    absent = set(outcomes.pop("absent"))
+    assert absent == {
+        "mount",
+        "unshare",
+        "setns",
+        "ptrace",
+        "bpf",
+        "io_uring_setup",
+        "clone3",
+        "keyctl",
+    }
 
 
 def test_the_runtimes_memory_is_out_of_reach(app: App) -> None:

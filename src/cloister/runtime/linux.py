@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
@@ -28,11 +29,13 @@ MNT_DETACH = 2
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
+_PR_SET_SECCOMP = 22
 _PR_CAPBSET_DROP = 24
 _PR_SET_SECUREBITS = 28
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _SECBIT_NOROOT_AND_LOCKS = 0b00101111  # NOROOT, NO_SETUID_FIXUP, their locks, KEEP_CAPS locked
+_SECCOMP_MODE_FILTER = 2
 _SYS_CAPSET = 126
 _SYS_PIVOT_ROOT = 155
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -109,6 +112,19 @@ def drop_privileges() -> None:
     nothing = (ctypes.c_uint32 * 6)()
     _check(_libc.syscall(_SYS_CAPSET, header, nothing), "capset")
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def install_filter(program: bytes) -> None:
+    """Install a system call filter for good; needs no-new-privileges.
+
+    Args:
+        program: array of ``struct sock_filter``, 8 bytes each.
+    """
+    memory = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("=H6xQ", len(program) // 8, ctypes.addressof(memory))
+    pointer = ctypes.create_string_buffer(header, len(header))
+    result = _libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), pointer, 0, 0)
+    _check(result, "system call filter")
 
 
 def _prctl(option: int, value: int) -> None:

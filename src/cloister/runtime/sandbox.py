@@ -23,6 +23,7 @@ from typing import NoReturn
 
 from cloister.errors import ProgramStartError, SandboxError
 from cloister.runtime import linux
+from cloister.runtime.seccomp import filter_program
 from cloister.runtime.tree import KernelMount
 
 _STAGING = "/tmp"  # noqa: S108  (covered by a mount that only the new namespace sees)
@@ -31,6 +32,7 @@ _CREDENTIALS = struct.Struct("=iII")  # pid uid gid
 _STATUS = struct.Struct("=cI")  # kind, value
 _EXITED, _NOT_STARTED = b"x", b"e"
 _LENGTH = struct.Struct("=I")
+_FILTER_PROGRAM = filter_program()
 
 
 @dataclass(frozen=True)
@@ -303,6 +305,7 @@ def _become_program(control: socket.socket, plan: Plan) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         os.chdir(plan.directory)
         linux.drop_privileges()
+        linux.install_filter(_FILTER_PROGRAM)
         os.execve(plan.executable, plan.arguments, plan.environment)
     except OSError as error:
         _fail(control, f"{error.filename or plan.executable}: cannot start: {error.strerror}")
