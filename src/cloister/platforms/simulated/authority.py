@@ -52,15 +52,19 @@ class PckIdentity:
 
 
 def make_root(key: PrivateKey, *, not_before: datetime.datetime) -> x509.Certificate:
-    """Return the self-signed root certificate."""
-    builder = _builder(ROOT_NAME, ROOT_NAME, key, not_before, ROOT_NOT_AFTER)
+    """Return the self-signed root certificate; its name ends with a part of its key's digest."""
+    digest = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest
+    name = _name(f"{ROOT_NAME} {digest[:4].hex()}")
+    builder = _builder(name, name, key, not_before, ROOT_NOT_AFTER)
     return _as_ca(builder, path_length=1).sign(key, hashes.SHA256())
 
 
 def issue_pck_ca(authority: Authority, *, not_before: datetime.datetime) -> x509.Certificate:
     """Return the certificate of the CA that issues PCK certificates."""
     not_after = not_before + 2 * CERTIFICATE_LIFETIME
-    builder = _builder(PCK_CA_NAME, ROOT_NAME, authority.pck_ca_key, not_before, not_after)
+    builder = _builder(
+        _name(PCK_CA_NAME), authority.root.subject, authority.pck_ca_key, not_before, not_after
+    )
     builder = _as_ca(builder, path_length=0)
     return _issued_by(builder, authority.root).sign(authority.root_key, hashes.SHA256())
 
@@ -68,7 +72,13 @@ def issue_pck_ca(authority: Authority, *, not_before: datetime.datetime) -> x509
 def issue_tcb_signer(authority: Authority, *, not_before: datetime.datetime) -> x509.Certificate:
     """Return the certificate of the key that signs TCB info and QE identity."""
     not_after = not_before + CERTIFICATE_LIFETIME
-    builder = _builder(TCB_SIGNER_NAME, ROOT_NAME, authority.tcb_signer_key, not_before, not_after)
+    builder = _builder(
+        _name(TCB_SIGNER_NAME),
+        authority.root.subject,
+        authority.tcb_signer_key,
+        not_before,
+        not_after,
+    )
     builder = _as_end_entity(builder)
     return _issued_by(builder, authority.root).sign(authority.root_key, hashes.SHA256())
 
@@ -83,7 +93,7 @@ def issue_pck(
 ) -> x509.Certificate:
     """Return the certificate of a device's provisioning certification key."""
     not_after = not_before + CERTIFICATE_LIFETIME
-    builder = _builder(PCK_NAME, PCK_CA_NAME, key, not_before, not_after)
+    builder = _builder(_name(PCK_NAME), pck_ca.subject, key, not_before, not_after)
     builder = _as_end_entity(builder).add_extension(
         x509.UnrecognizedExtension(x509.ObjectIdentifier(SGX_EXTENSION), sgx_extension(identity)),
         critical=False,
@@ -146,8 +156,8 @@ def _name(common_name: str) -> x509.Name:
 
 
 def _builder(
-    subject: str,
-    issuer: str,
+    subject: x509.Name,
+    issuer: x509.Name,
     key: PrivateKey | ec.EllipticCurvePublicKey,
     not_before: datetime.datetime,
     not_after: datetime.datetime,
@@ -155,8 +165,8 @@ def _builder(
     public = key.public_key() if isinstance(key, ec.EllipticCurvePrivateKey) else key
     return (
         x509.CertificateBuilder()
-        .subject_name(_name(subject))
-        .issuer_name(_name(issuer))
+        .subject_name(subject)
+        .issuer_name(issuer)
         .public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(not_before)
