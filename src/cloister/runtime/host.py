@@ -194,6 +194,8 @@ def host_node(scene: Scene, host: str, path: str, key_name: str | None) -> Node:
     Raises:
         FileNotFoundError: there is nothing.
     """
+    if key_name is None and os.path.islink(host) and _stays_a_link(scene, host, path):
+        return HostSymlink(scene, host, path)
     mode = os.stat(host).st_mode
     if stat.S_ISDIR(mode):
         return HostDirectory(scene, host, path, key_name)
@@ -203,6 +205,37 @@ def host_node(scene: Scene, host: str, path: str, key_name: str | None) -> Node:
     if key_name is not None and scene.encrypted is not None:
         return scene.encrypted(host, path, key_name)
     return HostFile(scene, host, path)
+
+
+def _stays_a_link(scene: Scene, host: str, path: str) -> bool:
+    """Tell whether the program sees a symbolic link, or what it points to.
+
+    Links in read-only places are followed without the program seeing them, so that a manifest
+    names files by the names that programs use. Where the program may make links itself, they must
+    not lead out of the mount: there the program sees the link, and its own tree resolves it.
+    """
+    if not scene.rules.follows_links_out(path):
+        return True
+    target = os.readlink(host)
+    return not target.startswith("/") and "/" not in target and scene.rules.changes_on_host(path)
+
+
+class HostSymlink(Node):
+    """A symbolic link of the host that the program sees as one."""
+
+    def __init__(self, scene: Scene, host: str, path: str) -> None:
+        self.scene = scene
+        self.host = host
+        self.path = path
+        self.name_seconds = self.attribute_seconds = HOST_SECONDS
+
+    def attributes(self) -> Attributes:
+        """Return the attributes of the link itself."""
+        return shown(self.scene, os.lstat(self.host))
+
+    def readlink(self) -> bytes:
+        """Return the target; the program's own tree resolves it."""
+        return os.readlink(os.fsencode(self.host))
 
 
 class HostDirectory(Directory):
@@ -291,6 +324,28 @@ class HostDirectory(Directory):
         os.mkdir(f"{self.host}/{text}", mode)
         return HostDirectory(self.scene, f"{self.host}/{text}", self._below(text), self.key_name)
 
+    def symlink(self, name: bytes, target: bytes) -> Node:
+        """Create a symbolic link where creating files is granted.
+
+        Encrypted mounts have none: the host could turn one to another file unnoticed, and a file
+        is bound to the one path under which it was encrypted.
+        """
+        host, path = self.places(name)
+        if self._key_of(path) is not None:
+            refuse(errno.EPERM)
+        self._require(path, Intent.CREATE)
+        os.symlink(target, os.fsencode(host))
+        return HostSymlink(self.scene, host, path)
+
+    def link(self, node: Node, name: bytes) -> None:
+        """Give a host file another name; both names must be writable. Not for encrypted files."""
+        host, path = self.places(name)
+        if not isinstance(node, HostFile) or self._key_of(path) is not None:
+            refuse(errno.EPERM)
+        self.scene.require(node.path, Intent.WRITE)
+        self._require(path, Intent.CREATE)
+        os.link(node.host, host)
+
     def unlink(self, name: bytes, node: Node) -> None:
         """Remove a host file where that is granted."""
         text = os.fsdecode(name)
@@ -331,7 +386,7 @@ class HostDirectory(Directory):
 
 def relocate(node: Node, host: str, path: str) -> None:
     """Tell a node that was renamed where it is now."""
-    if isinstance(node, (HostFile, HostDirectory, SpecialFile)):
+    if isinstance(node, (HostFile, HostDirectory, HostSymlink, SpecialFile)):
         node.host = host
         node.path = path
 

@@ -149,7 +149,7 @@ class Directory(Node):
         """Create a symbolic link."""
         refuse(errno.EPERM)
 
-    def link(self, node: Node, name: bytes) -> Node:
+    def link(self, node: Node, name: bytes) -> None:
         """Give ``node`` another name here."""
         refuse(errno.EPERM)
 

@@ -52,6 +52,12 @@ class Rules(Protocol):
     def changes_on_host(self, path: str) -> bool:
         """Tell whether somebody outside may change what the program sees of ``path``."""
 
+    def follows_links_out(self, path: str) -> bool:
+        """Tell whether a host's symbolic link may be followed to wherever it points.
+
+        Only where the program cannot have made the link itself.
+        """
+
 
 class EnclaveRules:
     """The rules of an enclave: trusted files, allowed files, nothing else.
@@ -109,6 +115,10 @@ class EnclaveRules:
         """Tell whether ``path`` is open to the host: only what is allowed or let through."""
         return self._let_through is not None or self._is_allowed(path)
 
+    def follows_links_out(self, path: str) -> bool:
+        """Tell whether ``path`` is read-only: trusted content is what was signed anyway."""
+        return not self.changes_on_host(path)
+
     def _is_allowed(self, path: str) -> bool:
         if not self._allowed:
             return False
@@ -137,6 +147,10 @@ class DirectRules:
         """Return True: files are the host's."""
         return True
 
+    def follows_links_out(self, path: str) -> bool:
+        """Return True: direct mode protects nothing, and shows what the host shows."""
+        return True
+
 
 class ReadOnlyRules:
     """The rules of information about the machine (sysfs): anybody may read, nobody may write."""
@@ -154,4 +168,8 @@ class ReadOnlyRules:
 
     def changes_on_host(self, path: str) -> bool:
         """Return True: the kernel makes the content anew."""
+        return True
+
+    def follows_links_out(self, path: str) -> bool:
+        """Return True: the program can make no links there."""
         return True

@@ -30,17 +30,29 @@ _UNKNOWN_NUMBER = 0xFFFFFFFF
 
 
 class _Known:
-    """A node that the kernel knows: its number, its place, and how often it was told."""
+    """A node that the kernel knows: its number, its names, and how often it was told.
 
-    __slots__ = ("children", "name", "node", "number", "parent", "references")
+    A file with hard links has several names; a directory has one, a removed node none.
+    """
 
-    def __init__(self, number: int, node: Node, parent: _Known | None, name: bytes) -> None:
+    __slots__ = ("children", "node", "number", "places", "references")
+
+    def __init__(self, number: int, node: Node) -> None:
         self.number = number
         self.node = node
-        self.parent = parent
-        self.name = name
+        self.places: list[tuple[_Known, bytes]] = []
         self.references = 0
         self.children: dict[bytes, _Known] = {}
+
+    def put(self, parent: _Known, name: bytes) -> None:
+        """Give the node a name."""
+        self.places.append((parent, name))
+        parent.children[name] = self
+
+    def take(self, parent: _Known, name: bytes) -> None:
+        """Take a name away; the kernel may go on using the number."""
+        self.places.remove((parent, name))
+        del parent.children[name]
 
 
 class View(Filesystem):
@@ -52,7 +64,7 @@ class View(Filesystem):
 
     def __init__(self, root: Directory) -> None:
         self._numbers = itertools.count(ROOT_NODE + 1)
-        self._known: dict[int, _Known] = {ROOT_NODE: _Known(ROOT_NODE, root, None, b"")}
+        self._known: dict[int, _Known] = {ROOT_NODE: _Known(ROOT_NODE, root)}
         self._handle_numbers = itertools.count(1)
         self._handles: dict[int, Handle] = {}
         self._listings: dict[int, list[Listed]] = {}
@@ -71,26 +83,20 @@ class View(Filesystem):
             return self._add(place, name, node)
         except FileNotFoundError:
             if known is not None:
-                self._detach(known)
+                known.take(place, name)
             return Entry(0, _NOTHING, directory.negative_seconds, 0)
 
     def _add(self, place: _Known, name: bytes, node: Node) -> Entry:
         attributes = _attributes_or_none(node)
-        known = _Known(next(self._numbers), node, place, name)
+        known = _Known(next(self._numbers), node)
         self._known[known.number] = known
-        place.children[name] = known
+        known.put(place, name)
         return self._entry(known, attributes)
 
     def _entry(self, known: _Known, attributes: Attributes) -> Entry:
         known.references += 1
         node = known.node
         return Entry(known.number, attributes, node.name_seconds, node.attribute_seconds)
-
-    def _detach(self, known: _Known) -> None:
-        """Take a node out of the tree; the kernel may go on using its number."""
-        if known.parent is not None:
-            known.parent.children.pop(known.name, None)
-            known.parent = None
 
     def forget(self, node: int, count: int) -> None:
         """See :class:`Filesystem`."""
@@ -99,7 +105,8 @@ class View(Filesystem):
             return
         known.references -= count
         if known.references <= 0:
-            self._detach(known)
+            for place in list(known.places):
+                known.take(*place)
             del self._known[node]
 
     # Attributes
@@ -175,8 +182,10 @@ class View(Filesystem):
     def link(self, node: int, parent: int, name: bytes) -> Entry:
         """See :class:`Filesystem`."""
         self._require_free(parent, name)
-        linked = self._directory(parent).link(self._known[node].node, name)
-        return self._add(self._known[parent], name, linked)
+        known = self._known[node]
+        self._directory(parent).link(known.node, name)
+        known.put(self._known[parent], name)
+        return self._entry(known, known.node.attributes())
 
     def unlink(self, parent: int, name: bytes) -> None:
         """See :class:`Filesystem`."""
@@ -185,7 +194,7 @@ class View(Filesystem):
         known = self._known[parent].children.get(name)
         directory.unlink(name, directory.child(name) if known is None else known.node)
         if known is not None:
-            self._detach(known)
+            known.take(self._known[parent], name)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """See :class:`Filesystem`."""
@@ -193,7 +202,7 @@ class View(Filesystem):
         self._directory(parent).rmdir(name)
         known = self._known[parent].children.get(name)
         if known is not None:
-            self._detach(known)
+            known.take(self._known[parent], name)
 
     def rename(self, parent: int, name: bytes, target: int, new: bytes, flags: int) -> None:
         """See :class:`Filesystem`."""
@@ -207,11 +216,10 @@ class View(Filesystem):
         replaced = goal.children.get(new)
         if replaced is not None:
             replaced.node.detach()
-            self._detach(replaced)
+            replaced.take(goal, new)
         if moved is not None:
-            del source.children[name]
-            moved.parent, moved.name = goal, new
-            goal.children[new] = moved
+            moved.take(source, name)
+            moved.put(goal, new)
             _relocate_below(moved)
 
     def _require_free(self, parent: int, name: bytes) -> None:
@@ -264,7 +272,7 @@ class View(Filesystem):
         """Take a snapshot of the names, so that a stream sees each name once."""
         known = self._known[node]
         directory = self._directory(node)
-        above = node if known.parent is None else known.parent.number
+        above = known.places[0][0].number if known.places else node
         listing = [Listed(b".", node, stat.S_IFDIR), Listed(b"..", above, stat.S_IFDIR)]
         names = dict(directory.entries())
         for name, mounted in directory.mounted.items():
