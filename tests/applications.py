@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CLOISTER = (sys.executable, "-m", "cloister")
 PYTHON = os.path.realpath(sys.executable)
 """The interpreter itself, without the virtual environment around it."""
+KEY = "00112233445566778899aabbccddeeff"
+SIGNING_KEY = Path(__file__).parent / "data" / "signing" / "key.pem"
+TOOLS = ("sh", "cat", "ls", "rm", "mv", "mkdir", "head", "wc", "cmp", "od", "sleep")
 PROGRAMS = Path(__file__).parent / "runtime" / "programs"
 
 
@@ -22,23 +27,23 @@ class App:
         self.directory = directory
         self.settings: dict[str, str] = {"fs.start_dir": '"/"'}
         self.mounts: list[str] = []
+        self.trusted: list[str] = []
+        self.built = ""
 
     def mount(self, path: str, uri: str = "", kind: str = "chroot", **more: str) -> None:
         fields = {"path": path, "uri": uri, "type": kind, **more}
         shown = ", ".join(f'{name} = "{value}"' for name, value in fields.items() if value)
         self.mounts.append(f"{{ {shown} }}")
 
-    def text(self, python: bool) -> str:
-        """The template: ``python`` adds the interpreter that runs the tests, trusted."""
-        lines = [f"{name} = {value}" for name, value in self.settings.items()]
-        mounts = list(self.mounts)
-        if python:
-            lines.insert(0, "{% set python = python_environment(PYTHON) %}")
-            mounts.append(
-                "{% for d in python.directories %}"
-                '{ path = "{{ d }}", uri = "file:{{ d }}" }, {% endfor %}'
-            )
-        return "\n".join([*lines, f"fs.mounts = [{', '.join(mounts)}]\n"])
+    def text(self, prologue: str = "", mounts: str = "", trusted: str = "") -> str:
+        """The manifest; the arguments are put at their places, in Jinja where it is a template."""
+        settings = "\n".join(f"{name} = {value}" for name, value in self.settings.items())
+        listed = ", ".join(f'"{uri}"' for uri in self.trusted)
+        return (
+            f"{prologue}\n{settings}\n"
+            f"fs.mounts = [{', '.join([*self.mounts, mounts])}]\n"
+            f"sgx.trusted_files = [{', '.join(filter(None, [listed, trusted]))}]\n"
+        )
 
     def cloister(
         self, *arguments: str, expect: int | None = 0, **options: object
@@ -64,5 +69,67 @@ class App:
         self.mount("/programs", f"file:{PROGRAMS}")
         self.settings["libos.entrypoint"] = json.dumps(argv[0])
         self.settings["loader.argv"] = json.dumps(list(argv))
-        (self.directory / "app.manifest").write_text(self.text(python=False))
+        (self.directory / "app.manifest").write_text(self.text())
         return self.cloister("run", "--mode", "direct", "app", **options)  # type: ignore[arg-type]
+
+    def build(self, text: str) -> None:
+        """Build the enclave of a template."""
+        (self.directory / "app.manifest.template").write_text(text)
+        self.built = self.cloister(
+            "build", "--json", "--key", str(SIGNING_KEY), "app.manifest.template"
+        ).stdout
+
+    def build_shell(self) -> None:
+        """Build an enclave that holds a shell and a few tools; the script comes at the run."""
+        tools = [str(Path(found).resolve()) for name in TOOLS if (found := shutil.which(name))]
+        names = [f"/bin/{name}" for name in TOOLS]
+        self.settings["libos.entrypoint"] = '"/bin/sh"'
+        self.settings["loader.insecure__use_cmdline_argv"] = "true"
+        self.settings["loader.env.PATH"] = '"/bin"'
+        mounts = [
+            f'{{ path = "{name}", uri = "file:{tool}" }}'
+            for name, tool in zip(names, tools, strict=True)
+        ]
+        mounts += [f'{{ path = "{lib}", uri = "file:{lib}" }}' for lib in ("/lib", "/lib64")]
+        libraries = "{% for l in ldd(" + ", ".join(f"'{t}'" for t in tools) + ') %}"file:{{ l }}", '
+        trusted = ", ".join(f'"file:{tool}"' for tool in tools)
+        self.build(
+            self.text(mounts=", ".join(mounts), trusted=f"{trusted}, {libraries}{{% endfor %}}"),
+        )
+
+    def run_shell(
+        self,
+        script: str,
+        expect: int | None = 0,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a script in the built enclave, with something else going on outside."""
+        with ThreadPoolExecutor(1) as other:
+            pending = other.submit(meanwhile) if meanwhile else None
+            done = self.cloister("run", "app", "-c", script, expect=expect)
+            if pending is not None:
+                pending.result(10)
+        return done
+
+    def enclave_shell(
+        self, script: str, expect: int | None = 0
+    ) -> subprocess.CompletedProcess[str]:
+        """Build the enclave and run a script in it."""
+        self.build_shell()
+        return self.run_shell(script, expect)
+
+    def enclave_python(self, program: str) -> subprocess.CompletedProcess[str]:
+        """Build an enclave around the interpreter that runs the tests, and run a program in it."""
+        self.mount("/programs", f"file:{PROGRAMS}")
+        self.trusted += [f"file:{PROGRAMS}/{path.name}" for path in PROGRAMS.iterdir()]
+        self.settings["libos.entrypoint"] = f'"{PYTHON}"'
+        self.settings["loader.argv"] = json.dumps([PYTHON, program])
+        self.build(
+            self.text(
+                prologue=f"{{% set python = python_environment('{PYTHON}') %}}",
+                mounts="{% for d in python.directories %}"
+                '{ path = "{{ d }}", uri = "file:{{ d }}" }, {% endfor %}',
+                trusted='{% for f in python.trusted_files %}"{{ f }}", {% endfor %}',
+            )
+        )
+        return self.cloister("run", "app")

@@ -94,9 +94,7 @@ def test_a_forwarded_signal_reaches_the_program(app: App) -> None:
     script = "trap 'echo caught; exit 5' TERM; echo ready; while :; do sleep 0.1; done"
     app.direct(["/bin/true"])
     app.settings["loader.argv"] = f'["/bin/sh", "-c", "{script}"]'
-    (app.directory / "app.manifest").write_text(
-        app.text(python=False).replace("/bin/true", "/bin/sh")
-    )
+    (app.directory / "app.manifest").write_text(app.text().replace("/bin/true", "/bin/sh"))
     process = subprocess.Popen(
         [*CLOISTER, "run", "--mode", "direct", "app"],
         cwd=app.directory,
@@ -117,9 +115,7 @@ def test_nothing_is_left_when_either_side_is_killed(app: App, victim: str) -> No
     program = "import time; print(1, flush=True); time.sleep(1000)"
     script = f"sleep 1000 & exec {PYTHON} -c '{program}' {marker}"
     app.settings["loader.argv"] = f'["/bin/sh", "-c", "{script}"]'
-    (app.directory / "app.manifest").write_text(
-        app.text(python=False).replace("/bin/true", "/bin/sh")
-    )
+    (app.directory / "app.manifest").write_text(app.text().replace("/bin/true", "/bin/sh"))
     process = subprocess.Popen(
         [*CLOISTER, "run", "--mode", "direct", "app"],
         cwd=app.directory,

@@ -1,0 +1,217 @@
+"""What an enclave grants and refuses: trusted, allowed, encrypted and all other files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from applications import KEY, App
+
+
+@pytest.fixture
+def shell(app: App) -> App:
+    """An enclave with a shell, a trusted file, an allowed directory and an encrypted one."""
+    (app.directory / "trusted.txt").write_text("trusted content\n")
+    (app.directory / "logs").mkdir()
+    (app.directory / "secret").mkdir()
+    app.mount("/logs", "file:logs")
+    app.mount("/secret", "file:secret", "encrypted")
+    app.settings["sgx.allowed_files"] = '["file:logs"]'
+    app.settings["fs.insecure__keys.default"] = f'"{KEY}"'
+    app.trusted.append("file:trusted.txt")
+    return app
+
+
+def test_an_enclave_says_that_it_is_simulated(shell: App) -> None:
+    done = shell.enclave_shell("echo hello")
+    assert done.stdout == "hello\n"
+    assert "SIMULATED enclave" in done.stderr
+    assert json.loads(shell.built)["mrenclave"] in done.stderr
+
+
+def test_trusted_files_are_read_only(shell: App) -> None:
+    script = """
+cat /trusted.txt
+echo x >> /trusted.txt
+rm -f /trusted.txt
+mv /trusted.txt /logs/moved
+echo x > /logs/x && mv /logs/x /trusted.txt
+cat /trusted.txt
+"""
+    done = shell.enclave_shell(script, expect=None)
+    assert done.stdout == "trusted content\ntrusted content\n"
+    for intent in ("write", "removal", "renaming", "creation"):
+        assert f"denied: {intent} of file:trusted.txt: trusted files are read-only" in done.stderr
+    assert (shell.directory / "trusted.txt").read_text() == "trusted content\n"
+
+
+def test_an_unlisted_file_is_denied_once_with_its_mend(shell: App) -> None:
+    (shell.directory / "unlisted").write_text("host")
+    done = shell.enclave_shell("cat /unlisted; cat /unlisted; ls /unlisted", expect=0)
+    assert done.stdout == "/unlisted\n"
+    assert done.stderr.count("denied: read of file:unlisted") == 1
+    assert 'hint: add "file:unlisted" to sgx.trusted_files and build again' in done.stderr
+    denied = shell.enclave_shell("echo x > /new", expect=None)
+    assert "denied: creation of file:new" in denied.stderr
+    assert not (shell.directory / "new").exists()
+
+
+def test_allowed_files_pass_through(shell: App) -> None:
+    (shell.directory / "logs" / "in").write_text("from the host\n")
+    done = shell.enclave_shell("cat /logs/in; mkdir /logs/d; echo out > /logs/d/out")
+    assert done.stdout == "from the host\n"
+    assert (shell.directory / "logs" / "d" / "out").read_text() == "out\n"
+
+
+@pytest.mark.parametrize("when", ["before the start", "while it runs"])
+def test_a_changed_trusted_file_is_never_served(shell: App, when: str) -> None:
+    big = shell.directory / "big.bin"
+    big.write_bytes(bytes(300_000))
+    shell.trusted.append("file:big.bin")
+    shell.build_shell()
+    changed = bytearray(300_000)
+    changed[200_000] = 1
+    script = "head -c 65536 /big.bin | wc -c; head -c 300000 /big.bin | wc -c"
+    if when == "before the start":
+        big.write_bytes(changed)
+        done = shell.run_shell(script, expect=None)
+    else:
+        wait = "while [ ! -e /logs/go ]; do sleep 0.05; done; "
+        done = shell.run_shell(
+            f"head -c 65536 /big.bin | wc -c; echo ready > /logs/ready; {wait}{script}",
+            expect=None,
+            meanwhile=lambda: _change_when_ready(shell.directory, changed),
+        )
+    assert done.stdout.split()[-2] == "65536"
+    assert int(done.stdout.split()[-1]) < 200_000
+    assert (
+        "tampered: read of file:big.bin: bytes 196608 to 262143 are not those that were signed"
+        in (done.stderr)
+    )
+
+
+def _change_when_ready(directory: Path, content: bytes) -> None:
+    import time
+
+    while not (directory / "logs" / "ready").exists():
+        time.sleep(0.05)
+    (directory / "big.bin").write_bytes(content)
+    (directory / "logs" / "go").touch()
+
+
+def test_a_cut_trusted_file_is_never_served(shell: App) -> None:
+    shell.build_shell()
+    (shell.directory / "trusted.txt").write_text("tru")
+    done = shell.run_shell("cat /trusted.txt", expect=1)
+    assert done.stdout == ""
+    assert "tampered: read of file:trusted.txt: cut short at byte 3 of 16" in done.stderr
+
+
+def test_encrypted_files_are_ciphertext_outside(shell: App) -> None:
+    marker = "MARKER-" + "x" * 5000
+    shell.enclave_shell(f"cd /secret; echo {marker} > out; cat out | cmp - out; mv out moved")
+    host = shell.directory / "secret" / "moved"
+    assert b"MARKER" not in host.read_bytes()
+    (shell.directory / "wrap-key").write_bytes(bytes.fromhex(KEY))
+    (shell.directory / "wrap-key").chmod(0o600)
+    done = shell.cloister("decrypt", "-k", "wrap-key", "secret/moved", "-")
+    assert done.stdout == f"{marker}\n"
+
+
+def test_a_plain_file_in_an_encrypted_mount_is_refused_with_the_reason(shell: App) -> None:
+    (shell.directory / "secret" / "result.txt").write_text("plain")
+    done = shell.enclave_shell("cat /secret/result.txt", expect=1)
+    assert "refused: read of file:secret/result.txt:" in done.stderr
+    assert "not an encrypted file" in done.stderr
+    assert done.stderr.count("refused: ") == 1
+    shell.enclave_shell("rm /secret/result.txt && echo new > /secret/result.txt")
+
+
+def test_a_file_moved_on_the_host_is_refused(shell: App) -> None:
+    shell.enclave_shell("echo one > /secret/one")
+    (shell.directory / "secret" / "one").rename(shell.directory / "secret" / "two")
+    done = shell.enclave_shell("cat /secret/two", expect=1)
+    assert "secret/one" in done.stderr
+    assert "secret/two" in done.stderr
+
+
+def test_the_platform_refuses_a_manifest_that_was_not_signed(shell: App) -> None:
+    shell.build_shell()
+    signed = shell.directory / "app.manifest.sgx"
+    signed.write_text(signed.read_text().replace("logs", "lugs"))
+    done = shell.run_shell("echo started", expect=3)
+    assert done.stdout == ""
+    assert "MRENCLAVE" in done.stderr
+
+
+def test_a_changed_index_is_refused(shell: App) -> None:
+    shell.build_shell()
+    index = shell.directory / "app.index"
+    data = bytearray(index.read_bytes())
+    data[-1] ^= 1
+    index.write_bytes(data)
+    done = shell.run_shell("echo started", expect=3)
+    assert "index of trusted files" in done.stderr
+
+
+def test_dev_attestation(shell: App) -> None:
+    shell.settings["sgx.remote_attestation"] = '"dcap"'
+    script = """
+cd /dev/attestation
+cat attestation_type; echo
+wc -c < my_target_info; wc -c < report
+printf 0123456789 > user_report_data
+cat quote > /logs/quote; cat report > /logs/report
+ls keys
+wc -c < keys/default; wc -c < keys/_sgx_mrenclave
+printf short > keys/default || echo refused
+cat keys/default > /logs/key
+rm quote || echo refused
+"""
+    done = shell.enclave_shell(script)
+    assert done.stdout.split() == [
+        "dcap", "512", "432", "_sgx_mrenclave", "_sgx_mrsigner", "default", "16", "16",
+        "refused", "refused",
+    ]  # fmt: skip
+    logs = shell.directory / "logs"
+    mrenclave = bytes.fromhex(json.loads(shell.built)["mrenclave"])
+    for quoted in ((logs / "quote").read_bytes()[48:], (logs / "report").read_bytes()):
+        assert quoted[64:96] == mrenclave
+        assert quoted[320:384] == b"0123456789".ljust(64, b"\0")
+    assert (logs / "key").read_bytes() == bytes.fromhex(KEY)
+
+
+def test_without_remote_attestation_there_is_no_quote(shell: App) -> None:
+    done = shell.enclave_shell(
+        "cat /dev/attestation/attestation_type; ls /dev/attestation/quote", expect=2
+    )
+    assert done.stdout == "none"
+
+
+def test_sealing_keys_differ_between_enclaves_and_last(shell: App) -> None:
+    def keys(extra: str) -> list[str]:
+        shell.settings["loader.env.EXTRA"] = f'"{extra}"'
+        done = shell.enclave_shell(
+            "for k in _sgx_mrenclave _sgx_mrsigner; do od -An -tx1 /dev/attestation/keys/$k; done"
+        )
+        return done.stdout.splitlines()
+
+    first, again, other = keys("1"), keys("1"), keys("2")
+    assert first == again
+    assert first[0] != other[0]  # another measurement
+    assert first[1] == other[1]  # the same signer
+    assert first[0] != first[1]
+
+
+def test_same_semantics_in_the_enclave(
+    app: App, native_semantics: Callable[[], dict[str, object]]
+) -> None:
+    (app.directory / "files").mkdir()
+    app.mount("/files", "file:files", "encrypted")
+    app.settings["fs.insecure__keys.default"] = f'"{KEY}"'
+    app.settings["fs.start_dir"] = '"/files"'
+    done = app.enclave_python("/programs/semantics.py")
+    assert json.loads(done.stdout) == native_semantics()
