@@ -33,9 +33,9 @@ def entry(size: int, seed: int = 0) -> TrustedEntry:
 
 
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
-ENTRIES = st.dictionaries(
-    NAMES, st.builds(entry, st.integers(0, 5 * CHUNK_SIZE), st.integers(0, 255)), max_size=20
-)
+ONLY_HASHES = st.builds(TrustedEntry, st.just(UNKNOWN_SIZE), st.just(sha256(b"x")), st.just(b""))
+WITH_CHUNKS = st.builds(entry, st.integers(0, 5 * CHUNK_SIZE), st.integers(0, 255))
+ENTRIES = st.dictionaries(NAMES, st.one_of(WITH_CHUNKS, ONLY_HASHES), max_size=20)
 
 
 @given(ENTRIES)
@@ -97,7 +97,9 @@ def test_without_index_only_whole_hashes_are_known() -> None:
     assert len(index) == 2
 
 
-@pytest.mark.parametrize("bad", [TrustedEntry(1, bytes(32), b""), TrustedEntry(-1, bytes(32), b"")])
+@pytest.mark.parametrize(
+    "bad", [TrustedEntry(1, bytes(32), b""), TrustedEntry(UNKNOWN_SIZE, bytes(32), bytes(32))]
+)
 def test_digests_must_fit(bad: TrustedEntry) -> None:
     with pytest.raises(ValueError, match="cannot be put"):
         write_index({"a": bad})

@@ -7,7 +7,8 @@ hash and one split. Layout, all numbers little endian:
 ====================  =================================================================
 header                ``CLOINDEX``, u32 version 1, u32 chunk size 65536, u32 number of
                       files, u32 size of the names in bytes, u64 number of chunk digests
-records               a file: u64 size, 32 bytes SHA-256, u64 number of its first chunk
+records               a file: u64 size, 32 bytes SHA-256, u64 number of its first chunk;
+                      all ones as size: only the SHA-256 is known, there are no chunks
 names                 UTF-8, in the order of the records, each but the last followed by NUL
 chunk digests         32 bytes SHA-256 each; the last chunk of a file may be short
 ====================  =================================================================
@@ -35,6 +36,7 @@ _VERSION = 1
 _HEADER = struct.Struct("<8sIIIIQ")
 _RECORD = struct.Struct("<Q32sQ")
 _ENCODING = ("utf-8", "surrogateescape")
+_ONLY_HASH = 0xFFFF_FFFF_FFFF_FFFF
 
 
 class TrustedEntry(NamedTuple):
@@ -65,15 +67,19 @@ def write_index(entries: Mapping[str, TrustedEntry]) -> bytes:
 
     Raises:
         ValueError: a name with a NUL byte, or digests that do not fit the size.
+        struct.error: a size that is no 64-bit number, or a digest of another length than 32.
     """
     names = sorted(entries, key=lambda name: name.encode(*_ENCODING))
     records = bytearray()
     digests = bytearray()
     for name in names:
         size, sha256, chunks = entries[name]
-        if "\0" in name or size < 0 or len(chunks) != chunk_count(size) * DIGEST_SIZE:
+        only_hash = size == UNKNOWN_SIZE
+        expected = 0 if only_hash else chunk_count(size) * DIGEST_SIZE
+        if "\0" in name or len(chunks) != expected:
             raise ValueError(f"{name!r}: cannot be put into an index")
-        records += _RECORD.pack(size, sha256, len(digests) // DIGEST_SIZE)
+        first = len(digests) // DIGEST_SIZE
+        records += _RECORD.pack(_ONLY_HASH if only_hash else size, sha256, first)
         digests += chunks
     blob = "\0".join(names).encode(*_ENCODING)
     header = _HEADER.pack(
@@ -151,9 +157,6 @@ class TrustedIndex:
     def __iter__(self) -> Iterator[str]:
         """Iterate over the URI paths."""
         return iter(self._numbers)
-
-
-_ONLY_HASH = 0xFFFF_FFFF_FFFF_FFFF
 
 
 def _read_header(data: bytes) -> tuple[int, int, int]:

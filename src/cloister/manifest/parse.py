@@ -26,11 +26,56 @@ def parse_manifest(text: str, source: str) -> Manifest:
     Raises:
         ManifestError: not TOML, an unknown key, a missing key, or a value that is not permitted.
     """
-    document = parse_toml(text, source)
-    try:
-        return Manifest.model_validate(document)
-    except ValidationError as error:
-        raise _explain(error, text, source) from error
+    return ManifestText(text, source).manifest
+
+
+class ManifestText:
+    """A rendered manifest that was validated, with the text to which errors point.
+
+    Args:
+        text: TOML.
+        source: what errors call it, normally the file's name.
+
+    Attributes:
+        document: the parsed TOML.
+        manifest: the validated model.
+
+    Raises:
+        ManifestError: as :func:`parse_manifest`.
+    """
+
+    def __init__(self, text: str, source: str) -> None:
+        self.text = text
+        self.source = source
+        self.document = parse_toml(text, source)
+        try:
+            self.manifest = Manifest.model_validate(self.document)
+        except ValidationError as error:
+            raise self._first_problem(error) from error
+
+    def problem(self, path: KeyPath, what: str, hint: str | None = None) -> ManifestError:
+        """Return the error for what stands at ``path``."""
+        line = self._lines().line_of(path)
+        where = self.source if line is None else f"{self.source}:{line}"
+        return ManifestError(f"{where}: {dotted(path)}: {what}", hint=hint)
+
+    def trusted_file_problem(self, number: int, what: str, hint: str | None) -> ManifestError:
+        """Return the error for item ``number`` of ``sgx.trusted_files``."""
+        return self.problem(("sgx", "trusted_files", number), what, hint)
+
+    def _first_problem(self, error: ValidationError) -> ManifestError:
+        """Turn the problem that stands first in the text into one line."""
+        lines = self._lines()
+        problems = error.errors(include_url=False)
+        first = min(problems, key=lambda problem: lines.line_of(_path(problem)) or 0)
+        path = _path(first)
+        return self.problem(path, _sentence(first, path))
+
+    def _lines(self) -> KeyLines:
+        try:
+            return KeyLines(self.text)
+        except RecursionError as error:
+            raise ManifestError(f"{self.source}:1: nested too deeply") from error
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:
@@ -55,24 +100,6 @@ def _toml_problem(error: Exception, text: str) -> tuple[str, int]:
         return message, 1
     line = int(where[1]) if where[1] else text.count("\n") + 1
     return message[: where.start()].lower(), line
-
-
-def _explain(error: ValidationError, text: str, source: str) -> ManifestError:
-    """Turn the problem that stands first in the text into one line."""
-    try:
-        lines = KeyLines(text)
-    except RecursionError:
-        return ManifestError(f"{source}:1: nested too deeply")
-
-    def position(problem: Mapping[str, Any]) -> int:
-        return lines.line_of(_path(problem)) or 0
-
-    problems = sorted(error.errors(include_url=False), key=position)
-    problem = problems[0]
-    path = _path(problem)
-    line = lines.line_of(path)
-    where = f"{source}:{line}" if line is not None else source
-    return ManifestError(f"{where}: {dotted(path)}: {_sentence(problem, path)}")
 
 
 def _path(problem: Mapping[str, Any]) -> KeyPath:

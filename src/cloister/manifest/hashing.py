@@ -1,0 +1,215 @@
+"""Hashing trusted files: by chunk and as a whole, on all processors, from a cache where it is safe.
+
+A file's *stamp* says whether it is still the file that was hashed. Its change time (ctime) cannot
+be set by programs, but has three holes, which are closed here: a change within the same tick of the
+clock (a stamp younger than two seconds is not kept), a write through a shared memory mapping whose
+page is already dirty (the page is written back first, so the next write updates the time), and file
+systems that do not keep the time at all (only those known to keep it are trusted).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import multiprocessing
+import os
+import stat
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+from cloister.errors import InputError
+from cloister.manifest.index import CHUNK_SIZE, TrustedEntry
+
+Progress = Callable[[int], None]
+Result = tuple[bytes | None, TrustedEntry] | OSError
+"""Stamp (None: do not keep) and digests of a file, or why it could not be read."""
+
+_BUFFER_SIZE = 16 * CHUNK_SIZE
+_BATCH_BYTES = 32 << 20
+_BATCH_FILES = 800
+_SMALL_JOB_BYTES = 8 << 20
+_YOUNG_NS = 2_000_000_000
+
+_STAMP = struct.Struct("<QQQqq")
+STAMP_SIZE = _STAMP.size
+
+# File systems whose ctime changes with every change, by statfs(2) f_type.
+_RELIABLE = frozenset(
+    {
+        0xEF53,  # ext4
+        0x58465342,  # xfs
+        0x9123683E,  # btrfs
+        0xF2F52010,  # f2fs
+        0x2FC12FC1,  # zfs
+    }
+)
+
+
+def stamp_of(status: os.stat_result) -> bytes:
+    """Return what changes whenever a file changes: device, inode, size, mtime and ctime."""
+    return _STAMP.pack(
+        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    )
+
+
+def hash_files(
+    files: Sequence[tuple[str, int]], *, progress: Progress = lambda done: None
+) -> list[Result]:
+    """Hash files on all processors.
+
+    Args:
+        files: name and size in bytes; the size only serves to spread the work.
+        progress: told how many more bytes are done.
+
+    Returns:
+        A result for each file, in the order of ``files``.
+    """
+    results: dict[int, Result] = {}
+    batches = list(_batches(files))
+    for numbers, outcome in zip(batches, _outcomes(files, batches), strict=True):
+        results.update(zip(numbers, outcome, strict=True))
+        progress(sum(files[number][1] for number in numbers))
+    return [results[number] for number in range(len(files))]
+
+
+def _outcomes(
+    files: Sequence[tuple[str, int]], batches: Sequence[Sequence[int]]
+) -> Iterator[list[Result]]:
+    names = [[files[number][0] for number in batch] for batch in batches]
+    workers = min(len(batches), os.cpu_count() or 1)
+    if workers < 2 or sum(size for _, size in files) < _SMALL_JOB_BYTES:
+        yield from map(_hash_batch, names)
+        return
+    # Where it is safe, fork: nothing has to be imported again.
+    context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield from pool.map(_hash_batch, names)
+
+
+def _batches(files: Sequence[tuple[str, int]]) -> Iterator[list[int]]:
+    """Group files, the biggest first, so that no processor ends long after the others."""
+    batch: list[int] = []
+    size = 0
+    for number in sorted(range(len(files)), key=lambda number: -files[number][1]):
+        batch.append(number)
+        size += files[number][1]
+        if size >= _BATCH_BYTES or len(batch) >= _BATCH_FILES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _hash_batch(names: Sequence[str]) -> list[Result]:
+    buffer = bytearray(_BUFFER_SIZE)
+    return [_hash_or_error(name, buffer) for name in names]
+
+
+def _hash_or_error(name: str, buffer: bytearray) -> Result:
+    try:
+        return hash_file(name, buffer)
+    except OSError as error:
+        return error
+
+
+def hash_file(name: str, buffer: bytearray | None = None) -> tuple[bytes | None, TrustedEntry]:
+    """Hash one file.
+
+    Args:
+        name: the file; symbolic links are followed.
+        buffer: memory to read into, a multiple of the chunk size.
+
+    Returns:
+        Its stamp, None if the cache must not keep the digests, and the digests.
+
+    Raises:
+        InputError: it changed while it was read.
+        OSError: it cannot be read.
+    """
+    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        started = time.time_ns()
+        reliable = _write_back(descriptor)
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            raise InputError(f"{name}: not a regular file")
+        buffer = buffer if buffer is not None else bytearray(_BUFFER_SIZE)
+        entry = _digest(descriptor, before.st_size, memoryview(buffer))
+        after = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    if entry is None or stamp_of(before) != stamp_of(after):
+        raise InputError(
+            f"{name}: changed while it was hashed", hint="build again when nothing writes to it"
+        )
+    settled = max(before.st_ctime_ns, before.st_mtime_ns) < started - _YOUNG_NS
+    return stamp_of(before) if reliable and settled else None, entry
+
+
+def _digest(descriptor: int, size: int, buffer: memoryview) -> TrustedEntry | None:
+    """Digest exactly ``size`` bytes; None if the file is shorter."""
+    whole = hashlib.sha256()
+    chunks: list[bytes] = []
+    for length in _lengths(size, len(buffer)):
+        piece = buffer[:length]
+        if not _fill(descriptor, piece):
+            return None
+        parts = [piece[at : at + CHUNK_SIZE] for at in range(0, length, CHUNK_SIZE)]
+        chunks += (hashlib.sha256(part).digest() for part in parts)
+        if size > CHUNK_SIZE:
+            whole.update(piece)
+    # One chunk is the whole file, so it need not be hashed twice.
+    digest = chunks[0] if len(chunks) == 1 else whole.digest()
+    return TrustedEntry(size, digest, b"".join(chunks))
+
+
+def _lengths(size: int, most: int) -> Iterator[int]:
+    yield from (most for _ in range(size // most))
+    if size % most:
+        yield size % most
+
+
+def _fill(descriptor: int, piece: memoryview) -> bool:
+    """Read until ``piece`` is full; False at the end of the file."""
+    done = 0
+    while done < len(piece):
+        count = os.readv(descriptor, [piece[done:]])
+        if count == 0:
+            return False
+        done += count
+    return True
+
+
+def _write_back(descriptor: int) -> bool:
+    """Write dirty pages back, so that the next write to a mapping changes ctime.
+
+    Returns:
+        Whether that works and the file system keeps ctime; without it nothing is cached.
+    """
+    library = _libc()
+    if library is None:
+        return False
+    information = (ctypes.c_long * 32)()  # struct statfs is 120 bytes, f_type comes first
+    if library.fstatfs(descriptor, information) != 0 or information[0] not in _RELIABLE:
+        return False
+    whole_file_and_wait = 7
+    return bool(library.sync_file_range(descriptor, 0, 0, whole_file_and_wait) == 0)
+
+
+@functools.lru_cache(maxsize=1)
+def _libc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    library = ctypes.CDLL(None, use_errno=True)
+    library.sync_file_range.argtypes = (
+        ctypes.c_int,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_uint,
+    )
+    library.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    return library

@@ -1,0 +1,98 @@
+"""Signing keys: RSA-3072 with public exponent 3, in PEM files, with or without a passphrase."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    KeySerializationEncryption,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from cloister.errors import SigningKeyError
+from cloister.files import config_home, write_atomically
+from cloister.sgx.sigstruct import EXPONENT, MODULUS_SIZE
+
+KEY_BITS = MODULUS_SIZE * 8
+
+
+def default_key_path() -> Path:
+    """Return where the key is kept that signs when no other is given."""
+    return config_home() / "enclave-key.pem"
+
+
+def load_signing_key(path: Path, passphrase: bytes | None = None) -> rsa.RSAPrivateKey:
+    """Read a signing key.
+
+    Args:
+        path: a PEM file.
+        passphrase: None if the file is not encrypted.
+
+    Raises:
+        SigningKeyError: it does not exist, does not open, or is not RSA-3072 with exponent 3.
+    """
+    try:
+        key = load_pem_private_key(path.read_bytes(), passphrase)
+    except FileNotFoundError as error:
+        raise SigningKeyError(f"{path}: there is no such signing key") from error
+    except TypeError as error:
+        problem = "is encrypted" if passphrase is None else "is not encrypted"
+        raise SigningKeyError(
+            f"{path}: the key {problem}",
+            hint="give its passphrase" if passphrase is None else "give no passphrase",
+        ) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise SigningKeyError(f"{path}: not a private key in PEM, or wrong passphrase") from error
+    return _checked(key, path)
+
+
+def _checked(key: object, path: Path) -> rsa.RSAPrivateKey:
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise SigningKeyError(f"{path}: expected an RSA private key, found another kind")
+    exponent = key.public_key().public_numbers().e
+    if key.key_size != KEY_BITS:
+        raise SigningKeyError(f"{path}: expected an RSA key of {KEY_BITS} bits, got {key.key_size}")
+    if exponent != EXPONENT:
+        raise SigningKeyError(f"{path}: expected public exponent {EXPONENT}, got {exponent}")
+    return key
+
+
+def create_signing_key(
+    path: Path, passphrase: bytes | None = None, *, replace: bool = False
+) -> rsa.RSAPrivateKey:
+    """Make a key and write it with permissions 0600, in the traditional PEM form.
+
+    Args:
+        path: the PEM file; its directory is made if it is missing.
+        passphrase: encrypts the file; None leaves it open.
+        replace: whether an existing file may be lost.
+
+    Raises:
+        InputError: the file exists and ``replace`` is False.
+    """
+    key = rsa.generate_private_key(EXPONENT, KEY_BITS)
+    protection: KeySerializationEncryption = NoEncryption()
+    form = PrivateFormat.TraditionalOpenSSL
+    if passphrase is not None:
+        # The traditional form derives its key with one round of MD5.
+        protection, form = BestAvailableEncryption(passphrase), PrivateFormat.PKCS8
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    pem = key.private_bytes(Encoding.PEM, form, protection)
+    write_atomically(path, pem, mode=0o600, replace=replace)
+    return key
+
+
+def load_or_create_default_key() -> rsa.RSAPrivateKey:
+    """Return this user's signing key; on first use it is made, and standard error says so."""
+    path = default_key_path()
+    if not path.exists():
+        print(f"cloister: made a signing key: {path}", file=sys.stderr)
+        return create_signing_key(path)
+    return load_signing_key(path)

@@ -1,0 +1,199 @@
+"""Trusted files: from the list in a manifest to digests of single files.
+
+Relative URIs are relative to the manifest's directory. The rules are those of Gramine's tools:
+a directory is written with ``/`` at the end and stands for all files below it, a file with a given
+hash is taken as it is and need not exist, doubles are merged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloister.errors import CloisterError
+from cloister.manifest.cache import HashCache
+from cloister.manifest.hashing import Progress, hash_files, stamp_of
+from cloister.manifest.index import UNKNOWN_SIZE, TrustedEntry
+from cloister.manifest.model import TrustedFile
+from cloister.manifest.tree import FileTree
+
+Problem = Callable[[int, str, str | None], CloisterError]
+"""Makes the error for a line of the list: its number from 0, what is wrong, what to do."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One file to be trusted.
+
+    Attributes:
+        host: the file on this machine.
+        line: number of the list item that names it, from 0.
+        sha256: given in the manifest; None if it is to be hashed.
+        named: whether the list names the file itself, so that it must be there.
+    """
+
+    host: str
+    line: int
+    sha256: bytes | None
+    named: bool
+
+
+def expand(
+    listed: Sequence[TrustedFile], base: Path, tree: FileTree, problem: Problem
+) -> dict[str, Candidate]:
+    """Expand directories and merge doubles.
+
+    Args:
+        listed: ``sgx.trusted_files``.
+        base: directory of the manifest.
+        tree: listings of directories.
+        problem: makes the errors.
+
+    Returns:
+        Normalised URI path -> candidate, in the order of the list.
+
+    Raises:
+        CloisterError: made by ``problem``: a file or directory is missing, or two hashes differ.
+    """
+    found: dict[str, Candidate] = {}
+    for line, file in enumerate(listed):
+        for path, candidate in _of_line(line, file, base, tree, problem):
+            before = found.setdefault(path, candidate)
+            if before.sha256 is None and candidate.sha256 is not None:
+                found[path] = candidate
+            elif candidate.sha256 is not None and candidate.sha256 != before.sha256:
+                raise problem(line, f"{file.uri} has another sha256 further up", None)
+    return found
+
+
+def _of_line(
+    line: int, file: TrustedFile, base: Path, tree: FileTree, problem: Problem
+) -> list[tuple[str, Candidate]]:
+    path = file.path
+    host = os.path.join(base, path)  # noqa: PTH118  (a Path would cost a second for a big tree)
+    if file.uri.endswith("/"):
+        return _of_directory(line, file, path, host, tree, problem)
+    if file.sha256 is not None:
+        return [(path, Candidate(host, line, bytes.fromhex(file.sha256), named=True))]
+    if Path(host).is_dir():
+        raise problem(line, f"{file.uri} is a directory", f'write "{file.uri}/" to trust all of it')
+    if not Path(host).is_file():
+        raise problem(line, f"{file.uri} does not exist, or is no regular file", None)
+    return [(path, Candidate(host, line, None, named=True))]
+
+
+def _of_directory(
+    line: int, file: TrustedFile, path: str, host: str, tree: FileTree, problem: Problem
+) -> list[tuple[str, Candidate]]:
+    if file.sha256 is not None:
+        raise problem(line, f"{file.uri} is a directory, which has no sha256", None)
+    try:
+        names = tree.files(f"{host.rstrip('/')}/")
+    except OSError as error:
+        raise problem(line, f"{file.uri}: {error.strerror}", None) from error
+    cut = len(host.rstrip("/")) + 1
+    prefix = "" if path == "." else f"{path.rstrip('/')}/"
+    return [(prefix + name[cut:], Candidate(name, line, None, named=False)) for name in names]
+
+
+@dataclass(frozen=True)
+class Digests:
+    """The result.
+
+    Attributes:
+        entries: digests of every trusted file, by its normalised URI path.
+        hashed: how many files were hashed now.
+    """
+
+    entries: Mapping[str, TrustedEntry]
+    hashed: int
+
+    @property
+    def size(self) -> int:
+        """Sum of the sizes, in bytes, as far as they are known."""
+        return sum(max(entry.size, 0) for entry in self.entries.values())
+
+
+def digest(
+    candidates: Mapping[str, Candidate],
+    cache: HashCache,
+    problem: Problem,
+    *,
+    today: int,
+    on_size: Progress = lambda total: None,
+    progress: Progress = lambda done: None,
+) -> Digests:
+    """Return the digests of all candidates, from the cache where a file has not changed.
+
+    Args:
+        candidates: what :func:`expand` found.
+        cache: digests of earlier builds.
+        problem: makes the errors.
+        today: days since 1970, for the cache.
+        on_size: told once how many bytes are to be hashed.
+        progress: told how many more bytes are done.
+
+    Raises:
+        CloisterError: a named file cannot be read, or a file changed meanwhile.
+    """
+    entries: dict[str, TrustedEntry] = {}
+    missing: list[tuple[str, int]] = []
+    stamps = _stamps(candidates, problem)
+    for path, candidate in candidates.items():
+        if candidate.sha256 is not None:
+            entries[path] = TrustedEntry(UNKNOWN_SIZE, candidate.sha256, b"")
+        elif candidate.host in stamps:
+            size, stamp = stamps[candidate.host]
+            known = cache.get(candidate.host, stamp)
+            if known is None:
+                missing.append((path, size))
+            else:
+                entries[path] = known
+    on_size(sum(size for _, size in missing))
+    hashed = _hash(missing, candidates, problem, progress)
+    entries.update((path, entry) for path, (_, entry) in hashed.items())
+    new = {
+        candidates[path].host: (stamp, entry)
+        for path, (stamp, entry) in hashed.items()
+        if stamp is not None
+    }
+    cache.store(new, stamps, today)
+    in_order = {path: entries[path] for path in candidates if path in entries}
+    return Digests(in_order, len(hashed))
+
+
+def _stamps(candidates: Mapping[str, Candidate], problem: Problem) -> dict[str, tuple[int, bytes]]:
+    """Return size and stamp of each file that is to be hashed."""
+    stamps: dict[str, tuple[int, bytes]] = {}
+    for candidate in candidates.values():
+        if candidate.sha256 is None:
+            try:
+                status = os.stat(candidate.host)  # noqa: PTH116  (as above)
+            except OSError as error:
+                if candidate.named:
+                    raise _unreadable(candidate, error, problem) from error
+                continue
+            stamps[candidate.host] = status.st_size, stamp_of(status)
+    return stamps
+
+
+def _hash(
+    missing: Sequence[tuple[str, int]],
+    candidates: Mapping[str, Candidate],
+    problem: Problem,
+    progress: Progress,
+) -> dict[str, tuple[bytes | None, TrustedEntry]]:
+    files = [(candidates[path].host, size) for path, size in missing]
+    hashed = {}
+    for (path, _), result in zip(missing, hash_files(files, progress=progress), strict=True):
+        if not isinstance(result, OSError):
+            hashed[path] = result
+        elif candidates[path].named or not isinstance(result, PermissionError):
+            raise _unreadable(candidates[path], result, problem) from result
+    return hashed
+
+
+def _unreadable(candidate: Candidate, error: OSError, problem: Problem) -> CloisterError:
+    return problem(candidate.line, f"{candidate.host}: {error.strerror}", None)
