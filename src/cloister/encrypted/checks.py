@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from cloister.encrypted.backing import Backing
+from cloister.encrypted.constants import KEY_SIZE, MAGIC, MAX_PATH, NODE_SIZE, VERSIONS
 from cloister.encrypted.keys import fingerprint
 from cloister.encrypted.layout import (
-    KEY_SIZE,
-    MAGIC,
-    MAX_PATH,
-    NODE_SIZE,
-    VERSIONS,
     Metadata,
     NodeAuthenticationError,
     host_nodes,

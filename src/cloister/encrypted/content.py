@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 from cloister.encrypted import checks
 from cloister.encrypted.backing import Backing, Buffer, RecoveryStore
+from cloister.encrypted.constants import GRAMINE_VERSION, HEAD_SIZE, KEY_SIZE, NODE_SIZE
 from cloister.encrypted.journal import DirectJournal, Journal, UndoJournal
 from cloister.encrypted.keys import KeySource, SystemKeys
 from cloister.encrypted.layout import (
     EMPTY_METADATA,
-    GRAMINE_VERSION,
-    HEAD_SIZE,
-    KEY_SIZE,
-    NODE_SIZE,
     Metadata,
     data_count,
     host_nodes,
@@ -294,6 +291,18 @@ class EncryptedContent:
             self._head[offset:] = bytes(HEAD_SIZE - offset)
         elif rest := (HEAD_SIZE - offset) % NODE_SIZE:
             self._nodes.write(offset - HEAD_SIZE, memoryview(bytes(rest)))
+
+    def adopt(self, entries: bytes | bytearray, size: int) -> None:
+        """Append data nodes that were sealed and written to their places elsewhere.
+
+        Args:
+            entries: their keys and tags; nodes of one group of 96 only.
+            size: plaintext bytes of the file with them; the content so far fills its last node.
+        """
+        self._require_writable(size)
+        self._nodes.adopt(entries)
+        self._size = size
+        self._changed = True
 
     def rename(self, embedded_path: str) -> None:
         """Bind the file to another path and flush.

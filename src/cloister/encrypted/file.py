@@ -11,15 +11,11 @@ from pathlib import Path
 
 from cloister.encrypted import checks
 from cloister.encrypted.backing import FileBacking, FileRecoveryStore
+from cloister.encrypted.constants import GRAMINE_VERSION, RECOVERY_SUFFIX
 from cloister.encrypted.content import EncryptedContent
 from cloister.encrypted.journal import UndoJournal
 from cloister.encrypted.keys import SystemKeys
-from cloister.encrypted.layout import (
-    EMPTY_METADATA,
-    GRAMINE_VERSION,
-    RECOVERY_SUFFIX,
-    seal_metadata,
-)
+from cloister.encrypted.layout import EMPTY_METADATA, seal_metadata
 from cloister.errors import InputError, NotEncryptedError
 from cloister.files import sync_directory
 

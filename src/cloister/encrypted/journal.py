@@ -40,13 +40,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from cloister.encrypted.backing import Backing, Buffer, RecoveryStore
-from cloister.encrypted.layout import (
-    NODE_SIZE,
-    PENDING_MARK,
-    RECOVERY_NUMBER,
-    RECOVERY_RECORD_SIZE,
-    mark_pending,
-)
+from cloister.encrypted.constants import NODE_SIZE, RECOVERY_NUMBER, RECOVERY_RECORD_SIZE
+from cloister.encrypted.layout import PENDING_MARK, mark_pending
 from cloister.errors import RecoveryError
 
 _RUN_LIMIT = 96  # nodes that are copied to the recovery file at a time

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
-from cloister.encrypted.layout import KEY_SIZE, NONCE_SIZE
+from cloister.encrypted.constants import KEY_SIZE, NONCE_SIZE
 from cloister.errors import WrapKeyError
 
 _HEX: Final = re.compile(rb"[0-9a-fA-F]{32}")

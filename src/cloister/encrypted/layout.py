@@ -14,36 +14,28 @@ and the authentication tag of 96 *data nodes* and of 32 child MHT nodes each::
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-NODE_SIZE: Final = 4096
-MAGIC: Final = b"GRAFS_PF"
-GRAPHENE_VERSION: Final = 1
-GRAMINE_VERSION: Final = 2
-VERSIONS: Final = (GRAPHENE_VERSION, GRAMINE_VERSION)
-MINOR_VERSION: Final = 0
-
-KEY_SIZE: Final = 16
-TAG_SIZE: Final = 16
-NONCE_SIZE: Final = 32
-PATH_FIELD_SIZE: Final = 772
-MAX_PATH: Final = PATH_FIELD_SIZE - 1  # the string is NUL terminated
-HEAD_SIZE: Final = 3072  # content bytes that live in node 0
-DATA_PER_MHT: Final = 96
-CHILDREN_PER_MHT: Final = 32
-ENTRY_SIZE: Final = KEY_SIZE + TAG_SIZE
-
-PENDING_WRITE: Final = 0x01  # feature flag, version 2: a write was begun and not finished
-IV: Final = bytes(12)  # constant: every key encrypts exactly one node
-KDF_LABEL: Final = b"SGX-PROTECTED-FS-METADATA-KEY".ljust(64, b"\0")
-
-RECOVERY_SUFFIX: Final = ".gramine.recovery"
-RECOVERY_NUMBER: Final = struct.Struct("<Q")
-RECOVERY_RECORD_SIZE: Final = RECOVERY_NUMBER.size + NODE_SIZE
+from cloister.encrypted.constants import (
+    CHILDREN_PER_MHT,
+    DATA_PER_MHT,
+    ENTRY_SIZE,
+    GRAMINE_VERSION,
+    GRAPHENE_VERSION,
+    HEAD_SIZE,
+    IV,
+    KDF_LABEL,
+    KEY_SIZE,
+    MAGIC,
+    MINOR_VERSION,
+    NODE_SIZE,
+    PATH_FIELD_SIZE,
+    PENDING_WRITE,
+    TAG_SIZE,
+)
 
 
 class Field(NamedTuple):
@@ -303,56 +295,3 @@ def open_node(entry: bytes, cipher: bytes) -> bytes:
         return AESGCM(entry[:KEY_SIZE]).decrypt(IV, cipher + entry[KEY_SIZE:ENTRY_SIZE], None)
     except InvalidTag:
         raise NodeAuthenticationError(0) from None
-
-
-def seal_run(
-    keys: bytes, nodes: Sequence[bytes | bytearray | memoryview], out: memoryview
-) -> bytearray:
-    """Encrypt neighbouring nodes into ``out``; return their entries (key, tag), 32 bytes each.
-
-    Args:
-        keys: 16 fresh random bytes for each node.
-        nodes: 4096 bytes each.
-        out: room for the ciphertext and 16 bytes more; each tag lies for a moment where the
-            next node's ciphertext will be, which saves copying every node.
-    """
-    entries = bytearray(len(nodes) * ENTRY_SIZE)
-    start = 0
-    for index, node in enumerate(nodes):
-        key = keys[index * KEY_SIZE : (index + 1) * KEY_SIZE]
-        end = start + NODE_SIZE
-        AESGCM(key).encrypt_into(IV, node, None, out[start : end + TAG_SIZE])
-        entries[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE] = (
-            key + out[end : end + TAG_SIZE].tobytes()
-        )
-        start = end
-    return entries
-
-
-def open_run(entries: bytes | memoryview, work: memoryview, targets: Sequence[memoryview]) -> None:
-    """Decrypt neighbouring nodes into ``targets``.
-
-    Args:
-        entries: key and tag of each node, 32 bytes each.
-        work: the ciphertext and 16 bytes more. It is destroyed: each tag is put behind its
-            node's ciphertext, last node first, which saves copying every node.
-        targets: where each node's 4096 plaintext bytes go.
-
-    Raises:
-        NodeAuthenticationError: a node does not fit its entry; its target is zeroed.
-    """
-    entries = bytes(entries)
-    index = len(targets) - 1
-    end = (index + 1) * NODE_SIZE
-    try:
-        for target in reversed(targets):
-            place = index * ENTRY_SIZE
-            work[end : end + TAG_SIZE] = entries[place + KEY_SIZE : place + ENTRY_SIZE]
-            AESGCM(entries[place : place + KEY_SIZE]).decrypt_into(
-                IV, work[end - NODE_SIZE : end + TAG_SIZE], None, target
-            )
-            end -= NODE_SIZE
-            index -= 1
-    except InvalidTag:
-        targets[index][:] = bytes(NODE_SIZE)  # the library leaves what it deciphered there
-        raise NodeAuthenticationError(index) from None

@@ -9,22 +9,23 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from cloister.encrypted.backing import Backing, Buffer
-from cloister.encrypted.journal import Journal, runs
-from cloister.encrypted.keys import KeySource
-from cloister.encrypted.layout import (
+from cloister.encrypted.constants import (
     DATA_PER_MHT,
+    ENTRY_SIZE,
     HEAD_SIZE,
     KEY_SIZE,
     NODE_SIZE,
-    TAG_SIZE,
+)
+from cloister.encrypted.journal import Journal, runs
+from cloister.encrypted.keys import KeySource
+from cloister.encrypted.layout import (
     NodeAuthenticationError,
     data_node,
     mht_node,
     open_node,
-    open_run,
     seal_node,
-    seal_run,
 )
+from cloister.encrypted.runs import RunBuffer, run_buffer
 from cloister.encrypted.tree import DIRTY_LIMIT, MhtTree
 from cloister.errors import TamperedError, TruncatedError
 
@@ -65,7 +66,6 @@ class DataNodes:
         self._tree = MhtTree(self._load_mht, root_entry, -(-count // DATA_PER_MHT))
         self._waiting: dict[int, bytes | bytearray] = {}
         self._cache: dict[int, bytes] = {}
-        self._work = bytearray()
         self._waiting_limit = waiting_limit
         self.count = count
 
@@ -123,6 +123,9 @@ class DataNodes:
 
     def _missing(self, first: int, end: int) -> int:
         """Return how many nodes from ``first`` on, before ``end``, must come from the host."""
+        whole = range(first, end)
+        if self._waiting.keys().isdisjoint(whole) and self._cache.keys().isdisjoint(whole):
+            return end - first
         index = first + 1
         while index < end and index not in self._waiting and index not in self._cache:
             index += 1
@@ -134,32 +137,38 @@ class DataNodes:
         Nodes that fit into the target are decrypted there. Nodes that stick out at an end are
         kept, because a sequential reader asks for the rest of them next.
         """
-        work = self._work_space(count)
-        got = self._main.pread_into(data_node(first) * NODE_SIZE, work[: count * NODE_SIZE])
+        buffer = run_buffer()
+        entries = self._tree.data_entries(first, count)
+        cipher = buffer.cipher[: count * NODE_SIZE]
+        got = self._main.pread_into(data_node(first) * NODE_SIZE, cipher)
         if got < count * NODE_SIZE:
             raise self._cut_short(data_node(first) + got // NODE_SIZE)
-        targets: list[memoryview] = []
-        kept: dict[int, bytearray] = {}
-        for i in range(count):
-            low = place + i * NODE_SIZE
-            if keep or low < 0 or low + NODE_SIZE > len(target):
-                kept[i] = bytearray(NODE_SIZE)
-                targets.append(memoryview(kept[i]))
-            else:
-                targets.append(target[low : low + NODE_SIZE])
-        try:
-            open_run(self._tree.data_entries(first, count), work, targets)
-        except NodeAuthenticationError as error:
-            raise self._tampered(first + error.index) from None
+        end = place + count * NODE_SIZE
+        if not keep and place >= 0 and end <= len(target):
+            targets = [target[at : at + NODE_SIZE] for at in range(place, end, NODE_SIZE)]
+            self._open(buffer, entries, first, targets)
+            return
+        kept = {
+            i: bytearray(NODE_SIZE)
+            for i, at in enumerate(range(place, end, NODE_SIZE))
+            if keep or at < 0 or at + NODE_SIZE > len(target)
+        }
+        targets = [
+            memoryview(kept[i]) if i in kept else target[at : at + NODE_SIZE]
+            for i, at in enumerate(range(place, end, NODE_SIZE))
+        ]
+        self._open(buffer, entries, first, targets)
         for i, node in kept.items():
             _copy_node(node, target, place + i * NODE_SIZE)
             self._keep(first + i, bytes(node))
 
-    def _work_space(self, count: int) -> memoryview:
-        size = count * NODE_SIZE + TAG_SIZE
-        if len(self._work) < size:
-            self._work = bytearray(size)
-        return memoryview(self._work)[:size]
+    def _open(
+        self, buffer: RunBuffer, entries: bytes, first: int, targets: list[memoryview]
+    ) -> None:
+        try:
+            buffer.open(entries, targets)
+        except NodeAuthenticationError as error:
+            raise self._tampered(first + error.index) from None
 
     def _keep(self, index: int, node: bytes) -> None:
         while len(self._cache) >= CACHE_LIMIT:
@@ -214,6 +223,14 @@ class DataNodes:
             self._wait(index, node)
         node[offset : offset + len(data)] = data
 
+    def adopt(self, entries: bytes | bytearray) -> None:
+        """Append nodes of one group that were sealed and written to their places elsewhere."""
+        self._tree.set_data_entries(self.count, entries)
+        self.count += len(entries) // ENTRY_SIZE
+        if len(self._tree.dirty) > DIRTY_LIMIT:
+            self._protect(self._tree.with_ancestors(self._tree.dirty) - {0})
+            self._seal_tree(keep_root=True)
+
     def extend(self, count: int) -> None:
         """Append zero nodes until there are ``count``."""
         while self.count < count:
@@ -239,7 +256,6 @@ class DataNodes:
         """Drop all plaintext and keys."""
         self._waiting.clear()
         self._cache.clear()
-        self._work = bytearray()
         self._tree.forget()
 
     # --- Reaching the disk ----------------------------------------------------------------------
@@ -277,11 +293,11 @@ class DataNodes:
         order = sorted(self._waiting)
         keys = self._keys.keys(len(order))
         done = 0
+        buffer = run_buffer()
         for first, count in _group_runs(order):
             nodes = [self._waiting[index] for index in range(first, first + count)]
-            work = self._work_space(count)
-            entries = seal_run(keys[done * KEY_SIZE : (done + count) * KEY_SIZE], nodes, work)
-            self._writer().write(data_node(first), work[: count * NODE_SIZE])
+            entries = buffer.seal(keys[done * KEY_SIZE : (done + count) * KEY_SIZE], nodes)
+            self._writer().write(data_node(first), buffer.cipher[: count * NODE_SIZE])
             self._tree.set_data_entries(first, entries)
             done += count
         self._waiting.clear()

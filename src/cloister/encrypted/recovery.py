@@ -13,12 +13,9 @@ from typing import NamedTuple
 
 from cloister.encrypted import checks
 from cloister.encrypted.backing import Backing, Buffer, RecoveryStore
+from cloister.encrypted.constants import NODE_SIZE, RECOVERY_NUMBER, RECOVERY_RECORD_SIZE, VERSIONS
 from cloister.encrypted.layout import (
-    NODE_SIZE,
     PENDING_MARK,
-    RECOVERY_NUMBER,
-    RECOVERY_RECORD_SIZE,
-    VERSIONS,
     Metadata,
     NodeAuthenticationError,
     clear_pending,

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from cloister.encrypted.layout import (
-    DATA_PER_MHT,
-    ENTRY_SIZE,
-    NODE_SIZE,
-    mht_parent,
-)
+from cloister.encrypted.constants import DATA_PER_MHT, ENTRY_SIZE, NODE_SIZE
+from cloister.encrypted.layout import mht_parent
 
 CLEAN_LIMIT: Final = 2816  # decrypted MHT nodes kept: 11 MiB, the tree of a 1 GiB file
 DIRTY_LIMIT: Final = 1024  # changed MHT nodes kept before they are written: 4 MiB

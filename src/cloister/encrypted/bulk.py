@@ -1,0 +1,285 @@
+"""Whole contents at full speed: many nodes at a time, large files in several processes.
+
+Sources and targets are file descriptors. Targets are new files without a name, which their caller
+names when they are complete; so nothing here needs a recovery file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from cloister.encrypted.backing import Backing, FileBacking
+from cloister.encrypted.constants import (
+    DATA_PER_MHT,
+    ENTRY_SIZE,
+    HEAD_SIZE,
+    NODE_SIZE,
+)
+from cloister.encrypted.content import EncryptedContent
+from cloister.encrypted.keys import KeySource, SystemKeys
+from cloister.encrypted.layout import data_node
+from cloister.encrypted.runs import RunBuffer
+from cloister.encrypted.workers import forked_map
+from cloister.errors import CloisterError
+
+GROUP_SIZE: Final = DATA_PER_MHT * NODE_SIZE  # content bytes under one MHT node
+PART_GROUPS: Final = 21  # groups in a part that one process takes at a time, 8 MB of content
+PARALLEL_FROM: Final = 4 * PART_GROUPS * GROUP_SIZE  # smaller files are not worth a fork
+_WINDOW_PARTS: Final = 256  # parts in flight: bounds the keys and tags that wait, 17 MB
+
+Advance = Callable[[int], object]
+"""Is told how many more content bytes are done."""
+
+
+class Part(NamedTuple):
+    """Neighbouring groups of a file."""
+
+    first: int
+    groups: int
+
+    @property
+    def start(self) -> int:
+        """Offset of its first content byte."""
+        return HEAD_SIZE + self.first * GROUP_SIZE
+
+
+def parts(size: int) -> list[Part]:
+    """Divide the content behind the first 3072 bytes of a file of ``size`` bytes."""
+    groups = -(-max(0, size - HEAD_SIZE) // GROUP_SIZE)
+    return [
+        Part(first, min(PART_GROUPS, groups - first)) for first in range(0, groups, PART_GROUPS)
+    ]
+
+
+class GroupSealer:
+    """Seals groups of up to 96 data nodes, through buffers that are used again and again."""
+
+    def __init__(self, target: Backing, keys: KeySource) -> None:
+        self._target = target
+        self._keys = keys
+        self._buffer = RunBuffer()
+        self.plain = memoryview(bytearray(GROUP_SIZE))
+        self._nodes = [self.plain[i * NODE_SIZE : (i + 1) * NODE_SIZE] for i in range(DATA_PER_MHT)]
+
+    def seal(self, group: int, length: int) -> bytes:
+        """Encrypt ``plain[:length]``, write it as ``group``; return keys and tags."""
+        count = -(-length // NODE_SIZE)
+        self.plain[length : count * NODE_SIZE] = bytes(count * NODE_SIZE - length)
+        keys = self._keys.keys(count)
+        entries = self._buffer.seal(keys, self._nodes[:count])
+        place = data_node(group * DATA_PER_MHT) * NODE_SIZE
+        self._target.pwrite(place, self._buffer.cipher[: count * NODE_SIZE])
+        return entries
+
+
+def encrypt(
+    source: int,
+    target: FileBacking,
+    wrap_key: bytes,
+    embedded_path: str,
+    *,
+    name: str,
+    version: int,
+    jobs: int = 1,
+    advance: Advance = lambda _: None,
+) -> None:
+    """Encrypt a whole file or stream into a new file.
+
+    Args:
+        source: descriptor of the plaintext; a regular file is read from its start.
+        target: the new file, empty.
+        wrap_key: 16 bytes.
+        embedded_path: the path the result is bound to.
+        name: what errors call the source.
+        version: major version to write.
+        jobs: processes that may share the work on a large regular file.
+        advance: is told of progress.
+
+    Raises:
+        CloisterError: the source shrank meanwhile, or the path cannot be embedded.
+        OSError: reading or writing failed.
+    """
+    content = EncryptedContent.create(target, wrap_key, embedded_path, name=name, version=version)
+    size = _regular_size(source)
+    if size is not None and jobs > 1 and size >= PARALLEL_FROM:
+        _encrypt_parts(source, size, target, content, name, jobs, advance)
+    else:
+        _encrypt_stream(source, target, content, advance)
+    content.flush()
+
+
+def _regular_size(descriptor: int) -> int | None:
+    import stat
+
+    status = os.fstat(descriptor)
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _encrypt_stream(
+    source: int, target: Backing, content: EncryptedContent, advance: Advance
+) -> None:
+    sealer = GroupSealer(target, SystemKeys())
+    length = _read_full(source, sealer.plain[:HEAD_SIZE])
+    content.write(0, sealer.plain[:length])
+    advance(length)
+    group = 0
+    while length > 0 and content.size >= HEAD_SIZE:
+        length = _read_full(source, sealer.plain)
+        if length:
+            entries = sealer.seal(group, length)
+            content.adopt(entries, content.size + length)
+            advance(length)
+            group += 1
+
+
+def _encrypt_parts(
+    source: int,
+    size: int,
+    target: Backing,
+    content: EncryptedContent,
+    name: str,
+    jobs: int,
+    advance: Advance,
+) -> None:
+    sealers: list[GroupSealer] = []  # one in each process, made when it is first needed
+
+    def seal_part(part: Part) -> bytes:
+        if not sealers:
+            sealers.append(GroupSealer(target, SystemKeys()))
+        sealer = sealers[0]
+        entries = bytearray()
+        for group in range(part.first, part.first + part.groups):
+            start = HEAD_SIZE + group * GROUP_SIZE
+            length = min(GROUP_SIZE, size - start)
+            if _pread_full(source, sealer.plain[:length], start) < length:
+                raise _changed(name)
+            entries += sealer.seal(group, length)
+        return bytes(entries)
+
+    head = os.pread(source, HEAD_SIZE, 0)
+    if len(head) < HEAD_SIZE:
+        raise _changed(name)
+    content.write(0, head)
+    advance(len(head))
+    everything = parts(size)
+    for first in range(0, len(everything), _WINDOW_PARTS):
+        window = everything[first : first + _WINDOW_PARTS]
+        for entries in _in_order(seal_part, window, jobs, size, advance):
+            for start in range(0, len(entries), DATA_PER_MHT * ENTRY_SIZE):
+                group = entries[start : start + DATA_PER_MHT * ENTRY_SIZE]
+                grown = content.size + len(group) // ENTRY_SIZE * NODE_SIZE
+                content.adopt(group, min(grown, size))
+
+
+def _in_order(
+    seal_part: Callable[[Part], bytes], window: list[Part], jobs: int, size: int, advance: Advance
+) -> Iterator[bytes]:
+    """Yield the keys and tags of each part, in the order of the file."""
+    early: dict[int, bytes] = {}
+    following = 0
+    for index, answer in forked_map(seal_part, window, jobs):
+        if isinstance(answer, Exception):
+            raise answer
+        part = window[index]
+        advance(min(part.groups * GROUP_SIZE, size - part.start))
+        early[index] = answer
+        while following in early:
+            yield early.pop(following)
+            following += 1
+
+
+def decrypt(
+    content: EncryptedContent,
+    target: int,
+    *,
+    jobs: int = 1,
+    advance: Advance = lambda _: None,
+) -> None:
+    """Decrypt a whole file into a new, empty one.
+
+    Args:
+        content: the encrypted file, open.
+        target: descriptor of a regular file.
+        jobs: processes that may share the work on a large file.
+        advance: is told of progress.
+
+    Raises:
+        TamperedError, TruncatedError: a node does not authenticate or is missing.
+        OSError: reading or writing failed.
+    """
+    output = FileBacking(os.dup(target))
+    try:
+        each_part(content, output.pwrite, jobs=jobs, advance=advance)
+    finally:
+        output.close()
+
+
+def each_part(
+    content: EncryptedContent,
+    use: Callable[[int, memoryview], object],
+    *,
+    jobs: int = 1,
+    advance: Advance = lambda _: None,
+) -> None:
+    """Decrypt a whole file piece by piece.
+
+    Args:
+        content: the encrypted file, open.
+        use: is called with the offset and the bytes of each piece, 393216 at most, which are only
+            valid during the call. With one job the pieces come in order.
+        jobs: processes that may share the work on a large file; ``use`` runs in them.
+        advance: is told of progress.
+
+    Raises:
+        TamperedError, TruncatedError: a node does not authenticate or is missing.
+    """
+    buffers: list[memoryview] = []
+
+    def open_part(part: Part) -> int:
+        if not buffers:
+            buffers.append(memoryview(bytearray(GROUP_SIZE)))
+        done = 0
+        for group in range(part.first, part.first + part.groups):
+            start = HEAD_SIZE + group * GROUP_SIZE
+            length = content.read_into(start, buffers[0])
+            use(start, buffers[0][:length])
+            done += length
+        return done
+
+    head = content.read(0, HEAD_SIZE)
+    use(0, memoryview(head))
+    advance(len(head))
+    everything = parts(content.size)
+    for _, answer in forked_map(open_part, everything, jobs if len(everything) > 4 else 1):
+        if isinstance(answer, Exception):
+            raise answer
+        advance(answer)
+
+
+def _read_full(descriptor: int, buffer: memoryview) -> int:
+    """Read from the descriptor's position until ``buffer`` is full or the source ends."""
+    done = 0
+    while done < len(buffer):
+        count = os.readv(descriptor, [buffer[done:]])
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+def _pread_full(descriptor: int, buffer: memoryview, offset: int) -> int:
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(descriptor, [buffer[done:]], offset + done)
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+def _changed(name: str) -> CloisterError:
+    return CloisterError(
+        f"{name}: became shorter while it was encrypted", hint="encrypt it when nobody writes to it"
+    )
