@@ -13,15 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cloister.errors import CloisterError
+from cloister.fuse import messages
 from cloister.fuse import protocol as p
-from cloister.fuse.filesystem import (
-    Attributes,
-    Caller,
-    Change,
-    Entry,
-    Filesystem,
-    Opened,
-)
+from cloister.fuse.filesystem import Caller, Filesystem
 
 MAX_WRITE = 1 << 20
 """Largest WRITE and READ in bytes; the kernel's own limit is 256 pages."""
@@ -205,29 +199,29 @@ class Server:
             self._filesystem.forget(node, times)
 
     def _lookup(self, r: _Request) -> bytes:
-        return _entry(self._filesystem.lookup(r.node, bytes(r.body[:-1])))
+        return messages.entry(self._filesystem.lookup(r.node, bytes(r.body[:-1])))
 
     def _getattr(self, r: _Request) -> bytes:
         flags, _, handle = p.GETATTR_IN.unpack_from(r.body)
         given = handle if flags & p.GETATTR_HAS_HANDLE else None
-        return _attr_out(r.node, *self._filesystem.getattr(r.node, given))
+        return messages.attr_out(r.node, *self._filesystem.getattr(r.node, given))
 
     def _setattr(self, r: _Request) -> bytes:
-        return _attr_out(r.node, *self._filesystem.setattr(r.node, _change(r.body)))
+        return messages.attr_out(r.node, *self._filesystem.setattr(r.node, messages.change(r.body)))
 
     def _symlink(self, r: _Request) -> bytes:
         name, target = p.names(r.body)
-        return _entry(self._filesystem.symlink(r.node, name, target))
+        return messages.entry(self._filesystem.symlink(r.node, name, target))
 
     def _mknod(self, r: _Request) -> bytes:
         mode, _, umask, _ = p.MKNOD_IN.unpack_from(r.body)
         (name,) = p.names(r.body, p.MKNOD_IN.size)
-        return _entry(self._filesystem.mknod(r.node, name, mode, r.caller(umask)))
+        return messages.entry(self._filesystem.mknod(r.node, name, mode, r.caller(umask)))
 
     def _mkdir(self, r: _Request) -> bytes:
         mode, umask = p.MKDIR_IN.unpack_from(r.body)
         (name,) = p.names(r.body, p.MKDIR_IN.size)
-        return _entry(self._filesystem.mkdir(r.node, name, mode, r.caller(umask)))
+        return messages.entry(self._filesystem.mkdir(r.node, name, mode, r.caller(umask)))
 
     def _unlink(self, r: _Request) -> bytes:
         self._filesystem.unlink(r.node, bytes(r.body[:-1]))
@@ -252,22 +246,22 @@ class Server:
     def _link(self, r: _Request) -> bytes:
         (node,) = p.LINK_IN.unpack_from(r.body)
         (name,) = p.names(r.body, p.LINK_IN.size)
-        return _entry(self._filesystem.link(node, r.node, name))
+        return messages.entry(self._filesystem.link(node, r.node, name))
 
     def _open(self, r: _Request) -> bytes:
         flags, _ = p.OPEN_IN.unpack_from(r.body)
-        return _open_out(self._filesystem.open(r.node, flags, r.caller()))
+        return messages.open_out(self._filesystem.open(r.node, flags, r.caller()))
 
     def _create(self, r: _Request) -> list[bytes]:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(r.body)
         (name,) = p.names(r.body, p.CREATE_IN.size)
         entry, opened = self._filesystem.create(r.node, name, flags, mode, r.caller(umask))
-        return [_entry(entry), _open_out(opened)]
+        return [messages.entry(entry), messages.open_out(opened)]
 
     def _tmpfile(self, r: _Request) -> list[bytes]:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(r.body)
         entry, opened = self._filesystem.tmpfile(r.node, flags, mode, r.caller(umask))
-        return [_entry(entry), _open_out(opened)]
+        return [messages.entry(entry), messages.open_out(opened)]
 
     def _read(self, r: _Request) -> bytes | memoryview:
         handle, offset, size, *_ = p.READ_IN.unpack_from(r.body)
@@ -292,7 +286,7 @@ class Server:
         return b""
 
     def _opendir(self, r: _Request) -> bytes:
-        return _open_out(self._filesystem.opendir(r.node, r.caller()))
+        return messages.open_out(self._filesystem.opendir(r.node, r.caller()))
 
     def _releasedir(self, r: _Request) -> bytes:
         self._filesystem.releasedir(r.node, p.RELEASE_IN.unpack_from(r.body)[0])
@@ -302,7 +296,7 @@ class Server:
         handle, offset, size, *_ = p.READ_IN.unpack_from(r.body)
         out = bytearray()
         for position, listed in enumerate(self._filesystem.readdir(r.node, handle, offset)):
-            record = _dirent(listed.name, listed.node, listed.mode, offset + position + 1)
+            record = messages.dirent(listed.name, listed.node, listed.mode, offset + position + 1)
             if len(out) + len(record) > size:
                 break
             out += record
@@ -319,14 +313,14 @@ class Server:
             ):
                 break
             out += self._entry_of(r.node, name)
-            out += _dirent(name, node, mode, offset + position + 1)
+            out += messages.dirent(name, node, mode, offset + position + 1)
         return bytes(out)
 
     def _entry_of(self, parent: int, name: bytes) -> bytes:
         """Return the entry that READDIRPLUS sends with a name, or zeros: "look it up yourself"."""
         if name not in (b".", b".."):
             try:
-                return _entry(self._filesystem.lookup(parent, name))
+                return messages.entry(self._filesystem.lookup(parent, name))
             except OSError:
                 return bytes(p.ENTRY_OUT.size + p.ATTR.size)
         return bytes(p.ENTRY_OUT.size + p.ATTR.size)
@@ -354,11 +348,11 @@ class Server:
     def _getxattr(self, r: _Request) -> bytes:
         size, _ = p.GETXATTR_IN.unpack_from(r.body)
         (name,) = p.names(r.body, p.GETXATTR_IN.size)
-        return _sized(self._filesystem.getxattr(r.node, name), size)
+        return messages.sized(self._filesystem.getxattr(r.node, name), size)
 
     def _listxattr(self, r: _Request) -> bytes:
         size, _ = p.GETXATTR_IN.unpack_from(r.body)
-        return _sized(b"".join(n + b"\0" for n in self._filesystem.listxattr(r.node)), size)
+        return messages.sized(b"".join(n + b"\0" for n in self._filesystem.listxattr(r.node)), size)
 
     def _removexattr(self, r: _Request) -> bytes:
         self._filesystem.removexattr(r.node, bytes(r.body[:-1]))
@@ -372,100 +366,3 @@ class Server:
     def _lseek(self, r: _Request) -> bytes:
         handle, offset, whence, _ = p.LSEEK_IN.unpack_from(r.body)
         return p.LSEEK_OUT.pack(self._filesystem.lseek(r.node, handle, offset, whence))
-
-
-def _change(body: memoryview) -> Change:
-    """Turn ``fuse_setattr_in`` into a :class:`Change`."""
-    (
-        valid,
-        _,
-        handle,
-        size,
-        _,
-        atime,
-        mtime,
-        _,
-        atime_nsec,
-        mtime_nsec,
-        _,
-        mode,
-        _,
-        uid,
-        gid,
-        _,
-    ) = p.SETATTR_IN.unpack_from(body)
-    flags = p.SetAttr
-    return Change(
-        mode=mode if valid & flags.MODE else None,
-        uid=uid if valid & flags.UID else None,
-        gid=gid if valid & flags.GID else None,
-        size=size if valid & flags.SIZE else None,
-        atime_ns=_nanoseconds(atime, atime_nsec) if valid & flags.ATIME else None,
-        mtime_ns=_nanoseconds(mtime, mtime_nsec) if valid & flags.MTIME else None,
-        handle=handle if valid & flags.HANDLE else None,
-    )
-
-
-def _nanoseconds(seconds: int, nanoseconds: int) -> int:
-    """Join the two fields of a time; seconds are signed 64 bit in an unsigned field."""
-    if seconds >= 1 << 63:
-        seconds -= 1 << 64
-    return seconds * 1_000_000_000 + nanoseconds
-
-
-def _attr(node: int, a: Attributes) -> bytes:
-    atime, atime_nsec = divmod(a.atime_ns, 1_000_000_000)
-    mtime, mtime_nsec = divmod(a.mtime_ns, 1_000_000_000)
-    ctime, ctime_nsec = divmod(a.ctime_ns, 1_000_000_000)
-    return p.ATTR.pack(
-        node,
-        a.size,
-        a.blocks,
-        atime & 0xFFFFFFFFFFFFFFFF,
-        mtime & 0xFFFFFFFFFFFFFFFF,
-        ctime & 0xFFFFFFFFFFFFFFFF,
-        atime_nsec,
-        mtime_nsec,
-        ctime_nsec,
-        a.mode,
-        a.links,
-        a.uid,
-        a.gid,
-        a.device,
-        a.block_size,
-        0,
-    )
-
-
-def _entry(entry: Entry) -> bytes:
-    node, attributes, name_seconds, attribute_seconds = entry
-    return p.ENTRY_OUT.pack(
-        node,
-        0,
-        int(name_seconds),
-        int(attribute_seconds),
-        int(name_seconds % 1 * 1e9),
-        int(attribute_seconds % 1 * 1e9),
-    ) + _attr(node, attributes)
-
-
-def _attr_out(node: int, attributes: Attributes, seconds: float) -> bytes:
-    return p.ATTR_OUT.pack(int(seconds), int(seconds % 1 * 1e9), 0) + _attr(node, attributes)
-
-
-def _open_out(opened: Opened) -> bytes:
-    return p.OPEN_OUT.pack(opened.handle, opened.flags, 0)
-
-
-def _dirent(name: bytes, node: int, mode: int, next_offset: int) -> bytes:
-    record = p.DIRENT.pack(node, next_offset, len(name), mode >> 12) + name
-    return record.ljust(p.padded(len(record)), b"\0")
-
-
-def _sized(value: bytes, size: int) -> bytes:
-    """Answer an extended-attribute request: size 0 asks how long the value is."""
-    if size == 0:
-        return p.XATTR_OUT.pack(len(value), 0)
-    if len(value) > size:
-        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
-    return value
