@@ -5,6 +5,7 @@ See :mod:`cloister.encrypted.content` for what can be done with an open one.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,10 @@ from cloister.encrypted.keys import SystemKeys
 from cloister.encrypted.layout import EMPTY_METADATA, seal_metadata
 from cloister.errors import InputError, NotEncryptedError
 from cloister.files import sync_directory
+
+
+LONGEST_NAME = 255
+"""Bytes of a file name on Linux file systems."""
 
 
 class EncryptedFile(EncryptedContent):
@@ -155,8 +160,14 @@ def _finish_interrupted_write(path: Path, key: bytes) -> None:
 
 
 def recovery_path(host_path: Path) -> Path:
-    """Return where the recovery file of ``host_path`` lies, as Gramine names it."""
-    return host_path.with_name(host_path.name + RECOVERY_SUFFIX)
+    """Return where the recovery file of ``host_path`` lies, as Gramine names it.
+
+    Where that name would be longer than a file system permits, a digest stands for the file's name.
+    """
+    name = host_path.name + RECOVERY_SUFFIX
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(host_path.name)).hexdigest() + RECOVERY_SUFFIX
+    return host_path.with_name(name)
 
 
 def probe_size(host_path: str | os.PathLike[str], key: bytes, embedded_path: str | None) -> int:

@@ -188,21 +188,14 @@ class EncryptedNode(Node):
         self._drop()
 
     def rename(self, host: str, path: str, flags: int) -> None:
-        """Move the file on the host and rewrite its embedded path, in either order recoverable.
+        """Move the file on the host and bind it to its new path; a crash leaves both or none."""
 
-        The path is rewritten first; if the host refuses the move it is written back.
-        """
+        def rename(old: os.PathLike[str], new: os.PathLike[str]) -> None:
+            rename_on_host(os.fspath(old), os.fspath(new), flags)
+
         with self._borrowed() as engine, self.translated(Intent.RENAME):
-            engine.rename(path)
-            try:
-                rename_on_host(self.host, host, flags)
-            except OSError:
-                engine.rename(self.path)
-                raise
-            # Everything is on the host now; the recovery file has to follow the new name.
-            self._close_engine()
-            self.host, self.path = host, path
-            self._open_engine()
+            engine.move(host, path, rename=rename)
+        self.host, self.path = host, path
 
 
 class EncryptedHandle(Handle):

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 
+from cloister.encrypted.paths import holds_content
 from cloister.fuse.filesystem import Attributes, Caller, Change, Statistics
 from cloister.fuse.protocol import OpenFlag
 from cloister.manifest.index import UNKNOWN_SIZE, TrustedEntry
@@ -26,9 +27,6 @@ from cloister.runtime.scene import (
     shown,
 )
 from cloister.runtime.trusted import TamperedFileError, TrustedHandle, digest_whole
-
-RECOVERY_SUFFIX = ".gramine.recovery"
-"""Recovery files of encrypted files; they are not part of what a program sees."""
 
 _ACCESS_AND_TRUNCATE = os.O_ACCMODE | os.O_TRUNC
 
@@ -266,7 +264,7 @@ class HostDirectory(Directory):
     def child(self, name: bytes) -> Node:
         """Return the node of a host file, whatever its kind."""
         text = os.fsdecode(name)
-        if self.key_name is not None and text.endswith(RECOVERY_SUFFIX):
+        if self.key_name is not None and not holds_content(text):
             refuse(errno.ENOENT)
         return host_node(self.scene, *self.places(name), self.key_name)
 
@@ -293,7 +291,7 @@ class HostDirectory(Directory):
             return [
                 (entry.name, _type_bits(entry))
                 for entry in listing
-                if self.key_name is None or not entry.name.endswith(RECOVERY_SUFFIX.encode())
+                if self.key_name is None or holds_content(os.fsdecode(entry.name))
             ]
 
     def create(self, name: bytes, flags: int, mode: int, caller: Caller) -> tuple[Node, Handle]:
@@ -307,7 +305,7 @@ class HostDirectory(Directory):
         self._require(path, Intent.CREATE)
         key_name = self._key_of(path)
         if key_name is not None and self.scene.encrypted is not None:
-            if text.endswith(RECOVERY_SUFFIX):
+            if not holds_content(text):
                 refuse(errno.ENOENT)
             secret = self.scene.encrypted(host, path, key_name)
             return secret, secret.create(mode & ~caller.umask)
