@@ -14,7 +14,7 @@ import hashlib
 import importlib.resources
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloister.errors import InputError
@@ -39,7 +39,7 @@ class TrustAnchor:
         """The certificate in PEM."""
         return self.certificate.public_bytes(Encoding.PEM).decode()
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the DER, lower-case hex."""
         return hashlib.sha256(self.der).hexdigest()
@@ -64,7 +64,7 @@ class TrustAnchor:
         data = pem.encode() if isinstance(pem, str) else pem
         try:
             (certificate,) = x509.load_pem_x509_certificates(data)
-        except ValueError as error:
+        except (ValueError, x509.InvalidVersion) as error:
             raise InputError("root certificate: expected exactly one PEM certificate") from error
         return cls(certificate)
 
@@ -74,14 +74,17 @@ class TrustAnchor:
         return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
 
     def issued(self, certificate: x509.Certificate) -> bool:
-        """Tell whether this root signed ``certificate`` (or is it)."""
+        """Tell whether this root signed ``certificate`` (or is it).
+
+        A variant of the root itself (the same key, another encoding) is neither.
+        """
         if certificate == self.certificate:
             return True
         try:
             certificate.verify_directly_issued_by(self.certificate)
-        except (ValueError, TypeError, InvalidSignature):
+            return certificate.public_key() != self.certificate.public_key()
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
             return False
-        return True
 
 
 @functools.cache

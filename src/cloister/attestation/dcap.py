@@ -62,9 +62,16 @@ _CAUSES: tuple[tuple[str, type[AttestationError], str], ...] = (
     (r"InvalidCrlSignature", CollateralError, "a revocation list is not by its issuer"),
     (r"Failed to parse (root CA|PCK) CRL", CollateralError, "a revocation list cannot be read"),
     (r"UnknownRevocationStatus", CollateralError, "a revocation list of an issuer is missing"),
-    (r"Failed to (decode|parse) (TcbInfo|QE|tcb|qe)", CollateralError, "the JSON is damaged"),
+    (r"Failed to (decode|parse) (TcbInfo|Q[eE]|tcb|qe)", CollateralError, "the JSON is damaged"),
+    (r"Unrecognized TCB status", CollateralError, "the collateral has an unknown TCB status"),
+    (r"Unsupported (QE Identity|TCB)", CollateralError, "the collateral is of another kind"),
     (r"certificate|Certificate|UnknownIssuer|Intel extension", CertificateChainError, "bad chain"),
 )  # fmt: skip
+_PEM_CHAIN = re.compile(
+    rb"(?:-----BEGIN CERTIFICATE-----[\r\n]"
+    rb"[A-Za-z0-9+/=\r\n]+"
+    rb"-----END CERTIFICATE-----[\r\n]*){1,5}\0?"
+)
 
 
 def verified_claims(
@@ -112,7 +119,7 @@ def _explain(
 
 def error_of(text: str) -> AttestationError:
     """Return our error for dcap-qvl's error text; its own words stay in parentheses."""
-    words = " ".join(text.removeprefix("Verification failed: ").split())
+    words = printable(" ".join(text.removeprefix("Verification failed: ").split()))
     for pattern, error, meaning in _CAUSES:
         if re.search(pattern, words):
             return error(f"{meaning} ({words})")
@@ -123,12 +130,20 @@ def pck_chain(certification_data: bytes) -> list[x509.Certificate]:
     """Return the certificates of a quote's PEM chain (certification data type 5).
 
     Raises:
-        CertificateChainError: not PEM certificates.
+        CertificateChainError: anything but PEM certificates and the one NUL that Intel's library
+            leaves at the end.
     """
+    if not _PEM_CHAIN.fullmatch(certification_data):
+        raise CertificateChainError("the quote's certificate chain is not PEM certificates alone")
     try:
         return x509.load_pem_x509_certificates(certification_data.rstrip(b"\0"))
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise CertificateChainError("the quote's certificate chain cannot be read") from error
+
+
+def printable(text: str) -> str:
+    """Return ``text`` without control characters, so that a peer cannot write our log lines."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def as_utc(seconds: int) -> datetime.datetime:

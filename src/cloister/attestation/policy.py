@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from cloister.attestation.evidence import Evidence
+from cloister.attestation.status import TCB_STATUSES, UP_TO_DATE
 from cloister.attestation.verdict import Check
 from cloister.errors import (
     AttestationError,
@@ -25,19 +26,6 @@ from cloister.errors import (
     WrongMeasurementError,
     WrongSignerError,
 )
-
-UP_TO_DATE = "UpToDate"
-TCB_STATUSES = (
-    UP_TO_DATE,
-    "SWHardeningNeeded",
-    "ConfigurationNeeded",
-    "ConfigurationAndSWHardeningNeeded",
-    "OutOfDate",
-    "OutOfDateConfigurationNeeded",
-    "TDRelaunchAdvised",
-    "TDRelaunchAdvisedConfigurationNeeded",
-)
-"""Statuses that a policy may accept; Revoked is never one of them."""
 
 
 class Subject(enum.Enum):
@@ -196,7 +184,7 @@ class TcbStatus:
     """The platform's TCB status is one of these; all advisories are accepted with it.
 
     Attributes:
-        accepted: names as in :data:`TCB_STATUSES`.
+        accepted: names as in :data:`cloister.attestation.status.TCB_STATUSES`.
     """
 
     accepted: frozenset[str]

@@ -6,9 +6,9 @@ The order of the work:
 2. find the trusted root that its certificates lead to, and check that root's own validity;
 3. let dcap-qvl verify every signature, revocation list, date and TCB level up to that root
    (Intel SGX ECDSA QuoteLibReference, and the PCS API's rules for TCB levels);
-4. check what that library leaves unchecked (measured on 0.7.0): the PCE id, the TCB type, the
-   order of the QE identity's levels, the rest of the QE's report data, and the attributes that a
-   production enclave must and must not have;
+4. check what that library leaves unchecked (measured on 0.7.0): each certificate that the quote
+   carries, the PCE id, the TCB type, the order of the QE identity's levels, the QE's own status,
+   the rest of the QE's report data, and the attributes that a production enclave must have;
 5. ask the policy whether this genuine enclave is the expected one.
 
 A failure in 1 to 3 ends the work, since nothing after it would mean anything.
@@ -18,18 +18,24 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from cloister.attestation import dcap
 from cloister.attestation.anchors import TrustAnchor
 from cloister.attestation.collateral import Collateral
 from cloister.attestation.evidence import Evidence
 from cloister.attestation.policy import Policy, completed
+from cloister.attestation.status import joined
 from cloister.attestation.verdict import Check, Verdict
 from cloister.errors import (
     AttestationError,
+    CertificateChainError,
     CollateralError,
     DebugEnclaveError,
     EnclaveAttributesError,
@@ -154,7 +160,8 @@ class _Work:
         self.checks.append(Check(name, True, found, expected))
 
     def _anchor(self, quote: Quote) -> TrustAnchor:
-        self._next("trust anchor", " or ".join(a.name for a in self._anchors) or "none is trusted")
+        roots = (f"{anchor.name} (SHA-256 {anchor.fingerprint})" for anchor in self._anchors)
+        self._next("trust anchor", " or ".join(roots) or "nothing, since no root is trusted")
         anchor = find_anchor(quote, self._anchors)
         self.simulated = anchor.simulated
         prefix = "SIMULATED: " if anchor.simulated else ""
@@ -212,18 +219,35 @@ def find_anchor(quote: Quote, anchors: Sequence[TrustAnchor]) -> TrustAnchor:
         )
     chain = dcap.pck_chain(quote.signature.certification_data)
     for anchor in anchors:
-        if any(anchor.issued(certificate) for certificate in chain):
+        if anchor.issued(chain[-1]):
+            _require_unbroken(chain)
             return anchor
-    top = chain[-1].issuer.rfc4514_string()
-    hint = None
-    if "SIMULATED" in top:
-        hint = (
-            "a simulated platform is trusted only by name: export its bundle there"
-            " (cloister platform export FILE), pass it here (--trust-simulated FILE)"
-        )
-    raise UntrustedRootError(
-        f"the quote's certificates lead to {top}, which is not trusted", hint=hint
+    raise _untrusted(chain[-1])
+
+
+def _untrusted(top: x509.Certificate) -> UntrustedRootError:
+    # Names are not shown and not even decoded: whoever made the certificate chose them.
+    fingerprint = top.fingerprint(hashes.SHA256()).hex()
+    if b"SIMULATED" not in top.tbs_certificate_bytes:
+        return UntrustedRootError(f"the certificates lead to another root (SHA-256 {fingerprint})")
+    return UntrustedRootError(
+        f"the certificates lead to another root, a SIMULATED one (SHA-256 {fingerprint})",
+        hint="a simulated platform is trusted only by name: export its bundle there"
+        " (cloister platform export FILE), pass it here (--trust-simulated FILE)",
     )
+
+
+def _require_unbroken(chain: list[x509.Certificate]) -> None:
+    """Check that each certificate was issued by the next.
+
+    dcap-qvl takes what it needs of the chain and ignores the rest; here none may be idle, so
+    that everything in an accepted quote is what its issuer signed.
+    """
+    for number, (certificate, issuer) in enumerate(itertools.pairwise(chain), start=1):
+        if not TrustAnchor(issuer).issued(certificate):
+            raise CertificateChainError(
+                f"certificate {number} of the quote was not issued by certificate {number + 1}"
+            )
 
 
 def _evidence(quote: Quote, anchor: TrustAnchor, claims: dict[str, Any]) -> Evidence:
@@ -232,7 +256,7 @@ def _evidence(quote: Quote, anchor: TrustAnchor, claims: dict[str, Any]) -> Evid
     return Evidence(
         quote=quote,
         anchor=anchor,
-        tcb_status=claims["tcb"]["status"],
+        tcb_status=joined(claims["tcb"]["status"], claims["qe"]["tcb_level"]["tcbStatus"]),
         advisories=tuple(sorted(claims["tcb"]["advisory_ids"])),
         tcb_date=dcap.as_utc(platform["tcb_date_tag"]),
         fmspc=bytes(platform["pck"]["fmspc"]),

@@ -21,6 +21,7 @@ from typing import Any
 
 from OpenSSL import SSL
 
+from cloister.attestation.dcap import printable
 from cloister.attestation.policy import Policy
 from cloister.attestation.trust import Authenticator
 from cloister.attestation.verdict import Verdict
@@ -103,7 +104,7 @@ class Decision:
             parts.append(f"[{self.identity}, TCB {self.tcb_status}]")
         if self.simulated:
             parts.append("SIMULATED")
-        return " ".join(parts)
+        return printable(" ".join(parts))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the decision for JSON."""

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from cloister.attestation.collateral import Collateral
-from cloister.errors import PlatformError
+from cloister.errors import CollateralError, PlatformError
 from cloister.files import write_atomically
 from cloister.platforms.simulated import authority as ca
 from cloister.platforms.simulated.collateral import (
@@ -162,7 +162,7 @@ class DeviceStore:
     def _damage_is_an_error(self, path: Path) -> Iterator[None]:
         try:
             yield
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, CollateralError) as error:
             raise PlatformError(
                 f"{path}: damaged, or written by another version of cloister",
                 hint=f"remove {self.directory} to get a new simulated device;"
