@@ -26,7 +26,7 @@ from cloister.manifest.hashing import Progress
 from cloister.manifest.index import TrustedEntry, TrustedIndex, write_index
 from cloister.manifest.model import Manifest
 from cloister.manifest.parse import ManifestText
-from cloister.manifest.template import render
+from cloister.manifest.template import Template
 from cloister.manifest.tree import FileTree
 from cloister.manifest.trusted import Digests, digest, expand
 from cloister.sgx.features import enclave_attributes
@@ -104,8 +104,8 @@ def render_template(
         InputError: the file does not exist.
         ManifestError: the template or the manifest is wrong.
     """
-    text = render(_read_text(template), definitions, source=str(template), tree=tree)
-    return ManifestText(text, f"{template} (rendered)")
+    rendering = Template(_read_text(template), definitions, source=str(template), tree=tree)
+    return ManifestText(rendering.render(), str(template), rendering.line_of)
 
 
 def render_only(template: Path, definitions: Mapping[str, str | bool]) -> Path:

@@ -4,7 +4,8 @@ A file's *stamp* says whether it is still the file that was hashed. Its change t
 be set by programs, but has three holes, which are closed here: a change within the same tick of the
 clock (a stamp younger than two seconds is not kept), a write through a shared memory mapping whose
 page is already dirty (the page is written back first, so the next write updates the time), and file
-systems that do not keep the time at all (only those known to keep it are trusted).
+systems that do not keep the time, such as tmpfs (only those known to keep it are trusted; overlay
+file systems are not, because nobody can see what lies below them).
 """
 
 from __future__ import annotations
@@ -132,8 +133,7 @@ def hash_file(name: str, buffer: bytearray | None = None) -> tuple[bytes | None,
     """
     descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        started = time.time_ns()
-        reliable = _write_back(descriptor)
+        clean_since = _write_back(descriptor)
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
             raise InputError(f"{name}: not a regular file")
@@ -146,8 +146,8 @@ def hash_file(name: str, buffer: bytearray | None = None) -> tuple[bytes | None,
         raise InputError(
             f"{name}: changed while it was hashed", hint="build again when nothing writes to it"
         )
-    settled = max(before.st_ctime_ns, before.st_mtime_ns) < started - _YOUNG_NS
-    return stamp_of(before) if reliable and settled else None, entry
+    settled = before.st_ctime_ns < clean_since - _YOUNG_NS
+    return stamp_of(before) if settled else None, entry
 
 
 def _digest(descriptor: int, size: int, buffer: memoryview) -> TrustedEntry | None:
@@ -184,20 +184,23 @@ def _fill(descriptor: int, piece: memoryview) -> bool:
     return True
 
 
-def _write_back(descriptor: int) -> bool:
+def _write_back(descriptor: int) -> int:
     """Write dirty pages back, so that the next write to a mapping changes ctime.
 
     Returns:
-        Whether that works and the file system keeps ctime; without it nothing is cached.
+        Since when every change of the file changes ctime, in nanoseconds since 1970; 0 where that
+        cannot be promised.
     """
     library = _libc()
     if library is None:
-        return False
+        return 0
+    now = time.time_ns()
     information = (ctypes.c_long * 32)()  # struct statfs is 120 bytes, f_type comes first
     if library.fstatfs(descriptor, information) != 0 or information[0] not in _RELIABLE:
-        return False
+        return 0
     whole_file_and_wait = 7
-    return bool(library.sync_file_range(descriptor, 0, 0, whole_file_and_wait) == 0)
+    done = library.sync_file_range(descriptor, 0, 0, whole_file_and_wait) == 0
+    return now if done else 0
 
 
 @functools.lru_cache(maxsize=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tomli
@@ -35,6 +35,8 @@ class ManifestText:
     Args:
         text: TOML.
         source: what errors call it, normally the file's name.
+        line_in_source: turns a line of ``text`` into one of the file ``source``, where that is a
+            template; None where it cannot be told.
 
     Attributes:
         document: the parsed TOML.
@@ -44,10 +46,16 @@ class ManifestText:
         ManifestError: as :func:`parse_manifest`.
     """
 
-    def __init__(self, text: str, source: str) -> None:
+    def __init__(
+        self,
+        text: str,
+        source: str,
+        line_in_source: Callable[[int], int | None] = lambda line: line,
+    ) -> None:
         self.text = text
         self.source = source
-        self.document = parse_toml(text, source)
+        self._line_in_source = line_in_source
+        self.document = self._parse()
         try:
             self.manifest = Manifest.model_validate(self.document)
         except ValidationError as error:
@@ -55,8 +63,7 @@ class ManifestText:
 
     def problem(self, path: KeyPath, what: str, hint: str | None = None) -> ManifestError:
         """Return the error for what stands at ``path``."""
-        line = self._lines().line_of(path)
-        where = self.source if line is None else f"{self.source}:{line}"
+        where = self._where(self._lines().line_of(path))
         return ManifestError(f"{where}: {dotted(path)}: {what}", hint=hint)
 
     def trusted_file_problem(self, number: int, what: str, hint: str | None) -> ManifestError:
@@ -77,18 +84,21 @@ class ManifestText:
         except RecursionError as error:
             raise ManifestError(f"{self.source}:1: nested too deeply") from error
 
+    def _parse(self) -> dict[str, Any]:
+        try:
+            return tomli.loads(self.text)
+        except (tomli.TOMLDecodeError, RecursionError) as error:
+            what, line = _toml_problem(error, self.text)
+            raise ManifestError(f"{self._where(line)}: not TOML: {what}") from error
 
-def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Parse TOML.
-
-    Raises:
-        ManifestError: not TOML; names the line.
-    """
-    try:
-        return tomli.loads(text)
-    except (tomli.TOMLDecodeError, RecursionError) as error:
-        what, line = _toml_problem(error, text)
-        raise ManifestError(f"{source}:{line}: not TOML: {what}") from error
+    def _where(self, line: int | None) -> str:
+        """Return the file and, where it is known, the line."""
+        if line is None:
+            return self.source
+        in_source = self._line_in_source(line)
+        if in_source is None:
+            return f"{self.source} (line {line} of what it renders to)"
+        return f"{self.source}:{in_source}"
 
 
 def _toml_problem(error: Exception, text: str) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import sysconfig
 import traceback
@@ -14,7 +15,7 @@ import jinja2
 
 from cloister.errors import CloisterError, InputError, ManifestError
 from cloister.manifest.clib import runtime_directory
-from cloister.manifest.libraries import Libraries
+from cloister.manifest.libraries import Libraries, read_dynamic
 from cloister.manifest.python_environment import PythonEnvironment, ask, python_environment
 from cloister.manifest.tree import FileTree
 
@@ -25,15 +26,8 @@ _GRAMINE_DIRECTORIES = (
 )
 
 
-def render(
-    text: str,
-    definitions: Mapping[str, str | bool],
-    *,
-    source: str,
-    environment: Mapping[str, str] | None = None,
-    tree: FileTree | None = None,
-) -> str:
-    """Render a template.
+class Template:
+    """A template with everything that it may use.
 
     Args:
         text: the template.
@@ -41,27 +35,81 @@ def render(
         source: what errors call the template, normally its file name.
         environment: ``env``; None takes this process's.
         tree: listings of directories, to be shared with the expansion of trusted files.
-
-    Raises:
-        ManifestError: a mistake in the template, or a name that nobody defined.
     """
-    names = global_names(os.environ if environment is None else environment, tree or FileTree())
-    try:
-        template = _jinja().from_string(text, globals=names)
-        return template.render(definitions)
-    except jinja2.TemplateSyntaxError as error:
-        raise ManifestError(f"{source}:{error.lineno}: template: {error.message}") from error
-    except jinja2.UndefinedError as error:
-        raise ManifestError(
-            f"{source}:{_line(error)}: template: {error.message}",
-            hint="define it with -D NAME=VALUE",
-        ) from error
-    except CloisterError as error:
-        raise ManifestError(f"{source}:{_line(error)}: {error.message}", hint=error.hint) from error
-    except Exception as error:
-        # A template can call anything, so it can fail with anything.
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ManifestError(f"{source}:{_line(error)}: template: {what}") from error
+
+    def __init__(
+        self,
+        text: str,
+        definitions: Mapping[str, str | bool],
+        *,
+        source: str,
+        environment: Mapping[str, str] | None = None,
+        tree: FileTree | None = None,
+    ) -> None:
+        self.source = source
+        self._text = text
+        self._definitions = definitions
+        self._globals = global_names(
+            os.environ if environment is None else environment, tree or FileTree()
+        )
+
+    def render(self) -> str:
+        """Return the manifest.
+
+        Raises:
+            ManifestError: a mistake in the template, or a name that nobody defined.
+        """
+        return self._render(self._text)
+
+    def line_of(self, line: int) -> int | None:
+        """Return the line of the template that made ``line`` of the manifest (both from 1).
+
+        The template is rendered again with marks at the ends of its lines. Where they change the
+        result, as a template that counts characters does, nobody can tell: None.
+        """
+        marked = self._render(_mark(self._text)).split("\n")
+        if "\n".join(_MARK.sub("", text) for text in marked) != self.render():
+            return None
+        for text in marked[line - 1 :]:
+            mark = _MARK.search(text)
+            if mark is not None:
+                return int(mark[1])
+        return None
+
+    def _render(self, text: str) -> str:
+        try:
+            template = _jinja().from_string(text, globals=self._globals)
+            return template.render(self._definitions)
+        except jinja2.TemplateSyntaxError as error:
+            raise self._problem(error.lineno, f"template: {error.message}") from error
+        except jinja2.UndefinedError as error:
+            hint = "define it with -D NAME=VALUE"
+            raise self._problem(_line(error), f"template: {error.message}", hint) from error
+        except CloisterError as error:
+            raise self._problem(_line(error), error.message, error.hint) from error
+        except Exception as error:
+            # A template can call anything, so it can fail with anything.
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise self._problem(_line(error), f"template: {what}") from error
+
+    def _problem(self, line: int, what: str, hint: str | None = None) -> ManifestError:
+        return ManifestError(f"{self.source}:{line}: {what}", hint=hint)
+
+
+_MARK = re.compile("\0([0-9]+)\0")
+
+
+def _mark(text: str) -> str:
+    """Put the number of its line at the end of each line that is not inside of a Jinja tag."""
+    marked = ""
+    for number, kind, value in _jinja().lex(text):
+        if kind == "data":
+            lines = value.split("\n")
+            value = "\n".join(  # noqa: PLW2901  (the same token, marked)
+                [f"{line}\0{number + at}\0" for at, line in enumerate(lines[:-1])] + lines[-1:]
+            )
+        marked += value
+    return marked
 
 
 def parse_definitions(texts: Iterable[str]) -> dict[str, str | bool]:
@@ -114,9 +162,17 @@ def global_names(environment: Mapping[str, str], tree: FileTree) -> dict[str, An
     }
 
 
-def ldd(*programs: str) -> list[str]:
-    """Return the sorted absolute paths of the libraries that ``programs`` need."""
-    return sorted(Libraries(str(program) for program in programs).names)
+def ldd(*programs: str | Path) -> list[str]:
+    """Return the sorted absolute paths of the libraries that ``programs`` need.
+
+    Raises:
+        ManifestError: one of them is no ELF file.
+    """
+    names = [str(program) for program in programs]
+    for name in names:
+        if read_dynamic(name) is None:
+            raise ManifestError(f"ldd: {name}: not an x86-64 ELF file that can be read")
+    return sorted(Libraries(names).names)
 
 
 class Installation:
