@@ -7,6 +7,7 @@ names when they are complete; so nothing here needs a recovery file.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
@@ -76,7 +77,7 @@ class GroupSealer:
 
 def encrypt(
     source: int,
-    target: FileBacking,
+    target: Backing,
     wrap_key: bytes,
     embedded_path: str,
     *,
@@ -101,23 +102,32 @@ def encrypt(
         CloisterError: the source shrank meanwhile, or the path cannot be embedded.
         OSError: reading or writing failed.
     """
-    content = EncryptedContent.create(target, wrap_key, embedded_path, name=name, version=version)
     size = _regular_size(source)
-    if size is not None and jobs > 1 and size >= PARALLEL_FROM:
-        _encrypt_parts(source, size, target, content, name, jobs, advance)
-    else:
-        _encrypt_stream(source, target, content, advance)
+    if size:
+        encrypt_from(
+            lambda offset, buffer: _pread_full(source, buffer, offset),
+            size,
+            target,
+            wrap_key,
+            embedded_path,
+            name=name,
+            version=version,
+            jobs=jobs,
+            advance=advance,
+        )
+        return
+    content = EncryptedContent.create(target, wrap_key, embedded_path, name=name, version=version)
+    _append_stream(source, target, content, advance)
     content.flush()
 
 
-def _regular_size(descriptor: int) -> int | None:
-    import stat
-
+def _regular_size(descriptor: int) -> int:
+    """Return the size of a regular file, 0 for anything else."""
     status = os.fstat(descriptor)
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
-def _encrypt_stream(
+def _append_stream(
     source: int, target: Backing, content: EncryptedContent, advance: Advance
 ) -> None:
     sealer = GroupSealer(target, SystemKeys())
@@ -134,43 +144,59 @@ def _encrypt_stream(
             group += 1
 
 
-def _encrypt_parts(
-    source: int,
+def encrypt_from(
+    read: Callable[[int, memoryview], int],
     size: int,
     target: Backing,
-    content: EncryptedContent,
+    wrap_key: bytes,
+    embedded_path: str,
+    *,
     name: str,
-    jobs: int,
-    advance: Advance,
+    version: int,
+    jobs: int = 1,
+    advance: Advance = lambda _: None,
 ) -> None:
+    """Encrypt ``size`` bytes that ``read(offset, buffer)`` delivers; see :func:`encrypt`."""
+    content = EncryptedContent.create(target, wrap_key, embedded_path, name=name, version=version)
     sealers: list[GroupSealer] = []  # one in each process, made when it is first needed
+
+    def fill(offset: int, buffer: memoryview) -> memoryview:
+        if read(offset, buffer) < len(buffer):
+            raise CloisterError(
+                f"{name}: became shorter while it was read",
+                hint="encrypt it when nobody writes to it",
+            )
+        return buffer
 
     def seal_part(part: Part) -> bytes:
         if not sealers:
             sealers.append(GroupSealer(target, SystemKeys()))
         sealer = sealers[0]
-        entries = bytearray()
+        entries = []
         for group in range(part.first, part.first + part.groups):
             start = HEAD_SIZE + group * GROUP_SIZE
-            length = min(GROUP_SIZE, size - start)
-            if _pread_full(source, sealer.plain[:length], start) < length:
-                raise _changed(name)
-            entries += sealer.seal(group, length)
-        return bytes(entries)
+            length = len(fill(start, sealer.plain[: min(GROUP_SIZE, size - start)]))
+            entries.append(sealer.seal(group, length))
+        return b"".join(entries)
 
-    head = os.pread(source, HEAD_SIZE, 0)
-    if len(head) < HEAD_SIZE:
-        raise _changed(name)
+    head = fill(0, memoryview(bytearray(min(size, HEAD_SIZE))))
     content.write(0, head)
     advance(len(head))
     everything = parts(size)
+    jobs = jobs if size >= PARALLEL_FROM else 1
     for first in range(0, len(everything), _WINDOW_PARTS):
         window = everything[first : first + _WINDOW_PARTS]
         for entries in _in_order(seal_part, window, jobs, size, advance):
-            for start in range(0, len(entries), DATA_PER_MHT * ENTRY_SIZE):
-                group = entries[start : start + DATA_PER_MHT * ENTRY_SIZE]
-                grown = content.size + len(group) // ENTRY_SIZE * NODE_SIZE
-                content.adopt(group, min(grown, size))
+            _adopt(content, entries, size)
+    content.flush()
+
+
+def _adopt(content: EncryptedContent, entries: bytes, size: int) -> None:
+    """Append the nodes of one part to the tree; ``size`` is that of the whole content."""
+    for start in range(0, len(entries), DATA_PER_MHT * ENTRY_SIZE):
+        group = entries[start : start + DATA_PER_MHT * ENTRY_SIZE]
+        grown = content.size + len(group) // ENTRY_SIZE * NODE_SIZE
+        content.adopt(group, min(grown, size))
 
 
 def _in_order(
@@ -252,7 +278,9 @@ def each_part(
     use(0, memoryview(head))
     advance(len(head))
     everything = parts(content.size)
-    for _, answer in forked_map(open_part, everything, jobs if len(everything) > 4 else 1):
+    for _, answer in forked_map(
+        open_part, everything, jobs if content.size >= PARALLEL_FROM else 1
+    ):
         if isinstance(answer, Exception):
             raise answer
         advance(answer)
@@ -277,9 +305,3 @@ def _pread_full(descriptor: int, buffer: memoryview, offset: int) -> int:
             break
         done += count
     return done
-
-
-def _changed(name: str) -> CloisterError:
-    return CloisterError(
-        f"{name}: became shorter while it was encrypted", hint="encrypt it when nobody writes to it"
-    )

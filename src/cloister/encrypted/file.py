@@ -20,7 +20,6 @@ from cloister.encrypted.layout import EMPTY_METADATA, seal_metadata
 from cloister.errors import InputError, NotEncryptedError
 from cloister.files import sync_directory
 
-
 LONGEST_NAME = 255
 """Bytes of a file name on Linux file systems."""
 

@@ -43,7 +43,7 @@ class _Worker:
 
     def stop(self) -> None:
         self.socket.close()
-        os.kill(self.pid, signal.SIGKILL)
+        os.kill(self.pid, signal.SIGINT)
         os.waitpid(self.pid, 0)
 
 
@@ -62,7 +62,7 @@ def _serve(connection: socket.socket, work: Callable[[int], Any]) -> None:
     """Answer orders until the other side goes away; never returns."""
     status = 1
     try:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, _stop)
         while order := connection.recv(_ORDER.size, socket.MSG_WAITALL):
             (index,) = _ORDER.unpack(order)
             good, answer = _attempt(work, index)
@@ -71,6 +71,12 @@ def _serve(connection: socket.socket, work: Callable[[int], Any]) -> None:
         status = 0
     finally:
         os._exit(status)  # not our interpreter to shut down: its buffers are the parent's
+
+
+def _stop(number: int, frame: object) -> None:
+    """Leave by an exception, so that unfinished files are removed, and only once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _attempt(work: Callable[[int], Any], index: int) -> tuple[bool, Any]:

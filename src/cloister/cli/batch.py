@@ -1,0 +1,114 @@
+"""What the commands for encrypted files share: options, working through files, reporting."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from cloister.cli.progress import on_terminal, progress
+from cloister.errors import CloisterError
+
+if TYPE_CHECKING:
+    from cloister.encrypted.bulk import Advance
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+STREAM = "-"
+ANY = click.Path(path_type=Path)
+
+
+def key_option(function: Function) -> Function:
+    """Add ``-k/--key``: the wrap key's file."""
+    return click.option(
+        "-k", "--key", "key_file", required=True, type=ANY, help="File of the wrap key."
+    )(function)
+
+
+def jobs_option(function: Function) -> Function:
+    """Add ``-j/--jobs``."""
+    return click.option(
+        "-j",
+        "--jobs",
+        type=click.IntRange(min=1),
+        default=None,
+        help="Processes to use (default: one for each processor).",
+    )(function)
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def work_through(
+    label: str,
+    paths: Sequence[Path],
+    operate: Callable[[int, int, Advance], object],
+    *,
+    jobs: int | None,
+) -> list[object]:
+    """Do something with each file, with a bar; return each result or error, in order.
+
+    See :func:`cloister.encrypted.trees.run` for ``operate``.
+    """
+    from cloister.encrypted import trees
+
+    answers: list[object] = [None] * len(paths)
+    total = sum(path.stat().st_size for path in paths if path.is_file())
+    with progress(label, total) as advance:
+        for index, answer in trees.run(paths, operate, jobs=jobs or processors(), advance=advance):
+            answers[index] = answer
+    return answers
+
+
+def report(paths: Sequence[Path], answers: Sequence[object], skipped: Sequence[Path] = ()) -> int:
+    """Name every file with which it did not work; return the exit code.
+
+    The code is 3 if anything was refused, else 2 if any input was wrong, else 1.
+    """
+    for path in skipped:
+        print(f"cloister: skipped: {path}: neither file nor directory", file=sys.stderr)
+    failed = [
+        (path, answer)
+        for path, answer in zip(paths, answers, strict=True)
+        if isinstance(answer, (CloisterError, OSError))
+    ]
+    hints: dict[str, None] = {}
+    for path, error in failed:
+        print(f"cloister: error: {describe(path, error)}", file=sys.stderr)
+        if isinstance(error, CloisterError) and error.hint:
+            hints[error.hint] = None
+    for hint in hints:
+        print(f"hint: {hint}", file=sys.stderr)
+    if len(failed) > 1:
+        print(f"cloister: {len(failed)} of {len(paths)} files failed", file=sys.stderr)
+    return max((exit_code(error) for _, error in failed), default=0)
+
+
+def describe(path: Path, error: CloisterError | OSError) -> str:
+    """Return one line that names the file."""
+    if isinstance(error, CloisterError):
+        return error.message if str(path) in error.message else f"{path}: {error.message}"
+    return f"{error.filename or path}: {error.strerror or error}"
+
+
+def exit_code(error: CloisterError | OSError) -> int:
+    """Return the exit code that an error stands for."""
+    return error.exit_code if isinstance(error, CloisterError) else 1
+
+
+def say(text: str) -> None:
+    """Tell a person who watches what was done; scripts are not told."""
+    if on_terminal():
+        print(text, file=sys.stderr)
+
+
+def counted(count: int, what: str = "file") -> str:
+    """Return ``1 file`` or ``7 files``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

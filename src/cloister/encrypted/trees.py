@@ -1,0 +1,181 @@
+"""Many files at once: which file becomes which, and doing all that can be done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cloister.encrypted.bulk import PARALLEL_FROM, Advance
+from cloister.encrypted.paths import holds_content
+from cloister.encrypted.workers import forked_map
+from cloister.errors import CloisterError, InputError
+
+
+class Pair(NamedTuple):
+    """One file to be made from another.
+
+    ``relative`` is the part of the source's name that stays the same: its last part, or its path
+    below the directory that was named.
+    """
+
+    source: Path
+    target: Path
+    relative: str
+
+
+class Found(NamedTuple):
+    """Files, and entries that are neither files nor directories."""
+
+    files: list[tuple[Path, str]]
+    skipped: list[Path]
+
+
+class Failure(NamedTuple):
+    """A file with which it did not work."""
+
+    path: Path
+    error: CloisterError | OSError
+
+
+def find(paths: Iterable[Path]) -> Found:
+    """Return the files that are meant: those named, and all below the directories named.
+
+    Recovery files and leftovers of interrupted commands below a directory are left out; links to
+    directories are skipped.
+
+    Returns:
+        each file with its path below the directory, or its name.
+
+    Raises:
+        InputError: one of ``paths`` does not exist.
+    """
+    found = Found([], [])
+    for path in paths:
+        if path.is_dir():
+            _walk(path, found)
+        elif path.exists():
+            found.files.append((path, path.name))
+        else:
+            raise InputError(f"{path}: no such file or directory")
+    return found
+
+
+def _walk(top: Path, found: Found) -> None:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, directories, names in os.walk(top, onerror=refuse):
+        directories.sort()
+        here = Path(folder)
+        found.skipped.extend(here / name for name in directories if (here / name).is_symlink())
+        for name in sorted(filter(holds_content, names)):
+            path = here / name
+            if path.is_file():
+                found.files.append((path, path.relative_to(top).as_posix()))
+            else:
+                found.skipped.append(path)
+
+
+def pair(sources: Sequence[Path], target: Path) -> tuple[list[Pair], list[Path]]:
+    """Say which file becomes which.
+
+    One file becomes ``target``, or ``target/NAME`` if that is a directory. The files of one
+    directory keep their places below ``target``. Of several sources each keeps its own name below
+    ``target``.
+
+    Returns:
+        the pairs, and the entries that are neither files nor directories.
+
+    Raises:
+        InputError: a source does not exist, two files would become one, or a directory would be
+            written into itself.
+    """
+    if len(sources) == 1 and not sources[0].is_dir():
+        found = find(sources)
+        into = target / sources[0].name if target.is_dir() else target
+        return _checked([Pair(sources[0], into, sources[0].name)]), found.skipped
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: is a file; several files need a directory")
+    pairs: list[Pair] = []
+    skipped: list[Path] = []
+    for source in sources:
+        below = target if len(sources) == 1 or not source.is_dir() else target / source.name
+        if source.is_dir():
+            _refuse_nesting(source, target)
+        found = find([source])
+        pairs += [Pair(path, below / relative, relative) for path, relative in found.files]
+        skipped += found.skipped
+    return _checked(pairs), skipped
+
+
+def _refuse_nesting(source: Path, target: Path) -> None:
+    outer, inner = source.resolve(), target.resolve()
+    if inner == outer or outer in inner.parents:
+        raise InputError(
+            f"{target}: lies in {source}, which would be written into itself",
+            hint="choose a directory elsewhere",
+        )
+
+
+def _checked(pairs: list[Pair]) -> list[Pair]:
+    taken: dict[Path, Path] = {}
+    for each in pairs:
+        other = taken.setdefault(each.target, each.source)
+        if other != each.source:
+            raise InputError(f"{each.target}: both {other} and {each.source} would become it")
+        if each.target.exists() and each.target.samefile(each.source):
+            raise InputError(f"{each.target}: source and result are the same file")
+    return pairs
+
+
+def run(
+    paths: Sequence[Path],
+    operate: Callable[[int, int, Advance], object],
+    *,
+    jobs: int,
+    advance: Advance = lambda _: None,
+) -> Iterator[tuple[int, object]]:
+    """Do something with each file; errors do not stop the rest.
+
+    Args:
+        paths: the files, for their sizes.
+        operate: is called with the index of a file, the jobs it may use itself, and what to tell
+            of progress. It may run in another process: its result must be picklable.
+        jobs: processes to use. Small files are dealt out, large files are done by all together.
+        advance: is told how many more host bytes are done.
+
+    Yields:
+        the index of each file when it is done, and the result or the error.
+    """
+    sizes = [_size(path) for path in paths]
+    small = [index for index, size in enumerate(sizes) if size < PARALLEL_FROM]
+    for place, answer in forked_map(lambda index: operate(index, 1, _nobody), small, jobs):
+        advance(sizes[small[place]])
+        yield small[place], answer
+    for index, size in enumerate(sizes):
+        if size >= PARALLEL_FROM:
+            try:
+                yield index, operate(index, jobs, advance)
+            except (CloisterError, OSError) as error:
+                yield index, error
+
+
+def _nobody(_: int) -> None:
+    pass
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # the operation itself will say what is wrong
+
+
+def failures(paths: Sequence[Path], answers: Iterable[tuple[int, object]]) -> list[Failure]:
+    """Return the files with which it did not work, in the order of ``paths``."""
+    failed = [
+        (index, answer) for index, answer in answers if isinstance(answer, (CloisterError, OSError))
+    ]
+    return [Failure(paths[index], error) for index, error in sorted(failed, key=lambda f: f[0])]

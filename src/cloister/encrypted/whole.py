@@ -1,0 +1,295 @@
+"""Whole files by name: encrypt, decrypt, verify, rekey, recover. Outputs appear whole or not."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple, TypeAlias
+
+from cloister.encrypted import bulk, checks
+from cloister.encrypted.backing import FileBacking
+from cloister.encrypted.bulk import Advance
+from cloister.encrypted.constants import GRAMINE_VERSION, NODE_SIZE
+from cloister.encrypted.content import EncryptedContent
+from cloister.encrypted.file import EncryptedFile, recovery_path
+from cloister.encrypted.layout import parse_header
+from cloister.encrypted.paths import normalise, same_name
+from cloister.encrypted.recovery import clear_mark
+from cloister.errors import (
+    AuthenticationError,
+    InputError,
+    RecoveryError,
+    RenamedError,
+    TruncatedError,
+    WrongKeyError,
+)
+from cloister.files import atomic_output
+
+Place: TypeAlias = Path | IO[bytes]
+"""A file by name, or a standard stream."""
+
+_OWNER = stat.S_IRUSR | stat.S_IWUSR
+
+
+class Expected(NamedTuple):
+    """What a file's embedded path has to be.
+
+    ``path`` must be equal; ``ending`` must be its last parts; None does not compare.
+    """
+
+    path: str | None = None
+    ending: str | None = None
+
+    @classmethod
+    def of(cls, relative: str, path: str | None, *, any_path: bool) -> Expected:
+        """Return what to expect: ``path`` if given, else the ending, unless any path will do."""
+        if path is not None:
+            return cls(path=normalise(path))
+        return cls(ending=None if any_path else relative)
+
+    def check(self, content: EncryptedContent) -> None:
+        """Compare.
+
+        Raises:
+            RenamedError: the file was encrypted for another path.
+        """
+        found = content.embedded_path
+        if self.path is not None and found != self.path:
+            raise RenamedError(
+                f"{content.name}: encrypted for another path: expected {self.path!r}, "
+                f"found {found!r}"
+            )
+        if self.ending is not None and not same_name(found, self.ending):
+            raise RenamedError(
+                f"{content.name}: encrypted for another path: expected one that ends in "
+                f"{self.ending!r}, found {found!r}",
+                hint=f"if you renamed it yourself: --as {found} (or --any-path for a whole tree); "
+                "if not, files were exchanged",
+            )
+
+
+def encrypt(
+    source: Place,
+    target: Place,
+    key: bytes,
+    embedded_path: str,
+    *,
+    version: int = GRAMINE_VERSION,
+    jobs: int = 1,
+    advance: Advance = lambda _: None,
+) -> None:
+    """Encrypt one file or stream; a file gets the permissions of the source.
+
+    Raises:
+        CloisterError, OSError: it could not be done; ``target`` is untouched.
+    """
+    with _plain(source) as plain:
+        mode = stat.S_IMODE(os.fstat(plain).st_mode) | _OWNER if isinstance(source, Path) else 0o644
+        with _ciphertext(target, mode) as output:
+            bulk.encrypt(
+                plain,
+                output,
+                key,
+                embedded_path,
+                name=_name(source),
+                version=version,
+                jobs=jobs,
+                advance=advance,
+            )
+
+
+@contextlib.contextmanager
+def _plain(source: Place) -> Iterator[int]:
+    """Open what is to be encrypted."""
+    if not isinstance(source, Path):
+        yield source.fileno()
+        return
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise InputError(f"{source}: no such file") from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise InputError(f"{source}: not a regular file")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _ciphertext(target: Place, mode: int) -> Iterator[FileBacking]:
+    """Yield a nameless file that becomes ``target``, or is copied there, when it is complete."""
+    with contextlib.ExitStack() as stack:
+        if isinstance(target, Path):
+            output = stack.enter_context(atomic_output(target, mode=mode))
+        else:
+            output = stack.enter_context(tempfile.TemporaryFile())
+        yield stack.enter_context(contextlib.closing(FileBacking(os.dup(output.fileno()))))
+        if not isinstance(target, Path):
+            output.seek(0)
+            shutil.copyfileobj(output, target, NODE_SIZE * 256)
+            target.flush()
+
+
+def decrypt(
+    source: Place,
+    target: Place,
+    key: bytes,
+    expected: Expected,
+    *,
+    jobs: int = 1,
+    advance: Advance = lambda _: None,
+) -> None:
+    """Decrypt one file or stream; a file gets the permissions of the source.
+
+    A stream gets nothing unless all of the content authenticates: it is read twice.
+
+    Raises:
+        CloisterError, OSError: it could not be done; ``target`` is untouched.
+    """
+    with opened(source, key, expected) as content:
+        if isinstance(target, Path):
+            mode = stat.S_IMODE(source.stat().st_mode) if isinstance(source, Path) else 0o600
+            with atomic_output(target, mode=mode | _OWNER) as output:
+                bulk.decrypt(content, output.fileno(), jobs=jobs, advance=advance)
+            return
+        bulk.each_part(content, lambda _, piece: None, jobs=jobs, advance=advance)
+        bulk.each_part(content, lambda _, piece: target.write(piece))
+        target.flush()
+
+
+@contextlib.contextmanager
+def opened(source: Place, key: bytes, expected: Expected) -> Iterator[EncryptedContent]:
+    """Open an encrypted file or stream for reading and compare its embedded path.
+
+    A stream waits in a nameless file, as ciphertext: its tree is not read in order.
+    """
+    with contextlib.ExitStack() as stack:
+        if isinstance(source, Path):
+            content: EncryptedContent = EncryptedFile.open_path(source, key, None, writable=False)
+        else:
+            spool = stack.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(source, spool, NODE_SIZE * 256)
+            spool.flush()
+            backing = FileBacking(os.dup(spool.fileno()))
+            stack.callback(backing.close)
+            content = EncryptedContent.open(
+                backing, key, None, name=_name(source), store=None, writable=False
+            )
+        stack.callback(content.close)
+        expected.check(content)
+        yield content
+
+
+def verify(
+    path: Path,
+    key: bytes,
+    expected: Expected,
+    *,
+    jobs: int = 1,
+    advance: Advance = lambda _: None,
+) -> None:
+    """Authenticate every byte of a file's content.
+
+    Raises:
+        CloisterError, OSError: a part of it is not what it was when it was encrypted.
+    """
+    with opened(path, key, expected) as content:
+        bulk.each_part(content, lambda _, piece: None, jobs=jobs, advance=advance)
+
+
+def rekey(
+    path: Path, old: bytes, new: bytes, *, jobs: int = 1, advance: Advance = lambda _: None
+) -> bool:
+    """Encrypt a file again under another key; it is replaced in one step.
+
+    Every node gets a new key too. Sealing node 0 alone with the new wrap key would be quicker,
+    but whoever had the old key once still knows the node keys, and with them could make nodes
+    that fit the old tags.
+
+    Returns:
+        False if the file had the new key already: an interrupted run may be repeated.
+
+    Raises:
+        CloisterError, OSError: it could not be done; the file is as it was.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 12}.tmp"):
+        leftover.unlink()
+    try:
+        EncryptedFile.open_path(path, new, None, writable=False).close()
+    except WrongKeyError:
+        pass
+    else:
+        return False
+    # Opened for writing, so that nobody else writes meanwhile.
+    with contextlib.closing(EncryptedFile.open_path(path, old, None, writable=True)) as file:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        with _ciphertext(path, mode) as output:
+            bulk.encrypt_from(
+                file.read_into,
+                file.size,
+                output,
+                new,
+                file.embedded_path,
+                name=str(path),
+                version=_version(path),
+                jobs=jobs,
+                advance=advance,
+            )
+            os.fchmod(output.fileno(), mode)
+    return True
+
+
+def _version(path: Path) -> int:
+    return parse_header(_node0(path)).major
+
+
+def _node0(path: Path) -> bytes:
+    with contextlib.closing(FileBacking.open(path, writable=False)) as main:
+        return checks.read_node0(main, str(path))
+
+
+def recover(path: Path, key: bytes) -> bool:
+    """Undo an interrupted write.
+
+    Without a recovery file, a file of which every byte authenticates is complete and only loses
+    its mark.
+
+    Returns:
+        False if there was nothing to do.
+
+    Raises:
+        RecoveryError: the recovery file is missing, and parts of the file do not authenticate.
+        CloisterError, OSError: see :meth:`EncryptedFile.open_path`.
+    """
+    if not parse_header(_node0(path)).pending_write:
+        return False
+    recovery = recovery_path(path)
+    if recovery.exists():
+        EncryptedFile.open_path(path, key, None, writable=True).close()
+        recovery.unlink()
+        return True
+    with contextlib.closing(FileBacking.open(path, writable=True)) as main:
+        try:
+            content = EncryptedContent.open(
+                main, key, None, name=str(path), store=None, writable=False
+            )
+            bulk.each_part(content, lambda _, piece: None)
+        except (AuthenticationError, TruncatedError) as error:
+            raise RecoveryError(
+                f"{path}: a write was interrupted, {recovery.name} is missing, and what is there "
+                f"is not complete ({error.message})",
+                hint=f"put {recovery.name} beside it, or fetch the file again",
+            ) from error
+        clear_mark(main)
+    return True
+
+
+def _name(place: Place) -> str:
+    return str(place) if isinstance(place, Path) else "standard input"
