@@ -6,7 +6,6 @@ import errno
 import fcntl
 import io
 import os
-import secrets
 import stat
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -213,7 +212,7 @@ class FileBacking:
                 raise
         else:
             return backing, Path(f"/proc/self/fd/{backing.fileno()}")
-        temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.tmp")
+        temporary = path.with_name(f".{path.name[:200]}.{os.urandom(6).hex()}.tmp")
         return cls(os.open(temporary, flags | os.O_CREAT | os.O_EXCL, mode)), temporary
 
     def require_regular(self, path: Path) -> None:

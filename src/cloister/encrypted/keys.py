@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -63,6 +62,8 @@ def fingerprint(key: bytes) -> str:
 
     The digest is of a fixed label and the key, so that it is no digest anyone else publishes.
     """
+    import hashlib  # loads a library of its own: most commands need no fingerprint
+
     return hashlib.sha256(b"cloister wrap key fingerprint\0" + key).hexdigest()[:16]
 
 

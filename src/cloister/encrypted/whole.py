@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, TypeAlias
@@ -129,12 +127,11 @@ def _ciphertext(target: Place, mode: int) -> Iterator[FileBacking]:
         if isinstance(target, Path):
             output = stack.enter_context(atomic_output(target, mode=mode))
         else:
-            output = stack.enter_context(tempfile.TemporaryFile())
+            output = stack.enter_context(_nameless())
         yield stack.enter_context(contextlib.closing(FileBacking(os.dup(output.fileno()))))
         if not isinstance(target, Path):
             output.seek(0)
-            shutil.copyfileobj(output, target, NODE_SIZE * 256)
-            target.flush()
+            _copy(output, target)
 
 
 def decrypt(
@@ -174,9 +171,8 @@ def opened(source: Place, key: bytes, expected: Expected) -> Iterator[EncryptedC
         if isinstance(source, Path):
             content: EncryptedContent = EncryptedFile.open_path(source, key, None, writable=False)
         else:
-            spool = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(source, spool, NODE_SIZE * 256)
-            spool.flush()
+            spool = stack.enter_context(_nameless())
+            _copy(source, spool)
             backing = FileBacking(os.dup(spool.fileno()))
             stack.callback(backing.close)
             content = EncryptedContent.open(
@@ -185,6 +181,19 @@ def opened(source: Place, key: bytes, expected: Expected) -> Iterator[EncryptedC
         stack.callback(content.close)
         expected.check(content)
         yield content
+
+
+def _nameless() -> IO[bytes]:
+    """Return a file without a name, for ciphertext."""
+    import tempfile
+
+    return tempfile.TemporaryFile()
+
+
+def _copy(source: IO[bytes], target: IO[bytes]) -> None:
+    while piece := source.read(NODE_SIZE * 256):
+        target.write(piece)
+    target.flush()
 
 
 def verify(
@@ -202,6 +211,41 @@ def verify(
     """
     with opened(path, key, expected) as content:
         bulk.each_part(content, lambda _, piece: None, jobs=jobs, advance=advance)
+
+
+class Facts(NamedTuple):
+    """What can be said of an encrypted file without its content.
+
+    ``host_size`` and ``content_size`` are in bytes. Without a key, or if it does not fit, nobody
+    knows the content's size and the embedded path.
+    """
+
+    version: int
+    host_size: int
+    pending_write: bool
+    key_fits: bool | None
+    content_size: int | None
+    embedded_path: str | None
+
+
+def describe(path: Path, key: bytes | None) -> Facts:
+    """Look at a file's first node.
+
+    Raises:
+        CloisterError, OSError: it is no encrypted file, or (with a key that fits) not whole.
+    """
+    with contextlib.closing(FileBacking.open(path, writable=False)) as main:
+        header = parse_header(checks.read_node0(main, str(path)))
+        facts = Facts(header.major, main.size(), header.pending_write, None, None, None)
+    if key is None:
+        return facts
+    try:
+        with opened(path, key, Expected()) as content:
+            return facts._replace(
+                key_fits=True, content_size=content.size, embedded_path=content.embedded_path
+            )
+    except WrongKeyError:
+        return facts._replace(key_fits=False)
 
 
 def rekey(

@@ -3,74 +3,84 @@
 from __future__ import annotations
 
 import os
-import pickle
-import selectors
+import select
 import signal
-import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from cloister.errors import CloisterError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_ORDER = struct.Struct("<I")
-_ANSWER = struct.Struct("<?Q")
+_ORDER: Final = struct.Struct("<I")
+_ANSWER: Final = struct.Struct("<?Q")  # whether it is pickled, or plain bytes; its size
 
 
 class _Worker:
-    """One forked process and the socket to it."""
+    """One forked process and the pipes to it."""
 
     def __init__(self, work: Callable[[int], Any], others: list[_Worker]) -> None:
-        self.socket, theirs = socket.socketpair()
+        orders, self._orders = os.pipe()
+        self.answers, answers = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            self.socket.close()
-            for other in others:
-                other.socket.close()
-            _serve(theirs, work)
-        theirs.close()
+            try:
+                for other in (self, *others):
+                    other.close()
+                _serve(orders, answers, work)
+            finally:
+                os._exit(1)  # nothing may unwind into what the parent was doing
+        os.close(orders)
+        os.close(answers)
 
     def order(self, index: int) -> None:
-        self.socket.sendall(_ORDER.pack(index))
+        os.write(self._orders, _ORDER.pack(index))
 
-    def answer(self) -> tuple[bool, Any]:
-        good, size = _ANSWER.unpack(_receive(self.socket, _ANSWER.size))
-        # The bytes come from our own fork, over a socket that nobody else has.
-        return good, pickle.loads(_receive(self.socket, size))  # noqa: S301
+    def answer(self) -> Any:
+        pickled, size = _ANSWER.unpack(_receive(self.answers, _ANSWER.size))
+        content = _receive(self.answers, size)
+        if not pickled:
+            return content
+        import pickle
+
+        # The bytes come from our own fork, over a pipe that nobody else has.
+        return pickle.loads(content)  # noqa: S301
+
+    def close(self) -> None:
+        os.close(self._orders)
+        os.close(self.answers)
 
     def stop(self) -> None:
-        self.socket.close()
+        self.close()
         os.kill(self.pid, signal.SIGINT)
         os.waitpid(self.pid, 0)
 
 
-def _receive(connection: socket.socket, size: int) -> bytes:
-    buffer = bytearray(size)
-    view = memoryview(buffer)
-    while len(view) > 0:
-        count = connection.recv_into(view)
-        if count == 0:
+def _receive(descriptor: int, size: int) -> bytes:
+    received = bytearray()
+    while len(received) < size:
+        piece = os.read(descriptor, size - len(received))
+        if not piece:
             raise CloisterError("a worker process ended before its work was done")
-        view = view[count:]
-    return bytes(buffer)
+        received += piece
+    return bytes(received)
 
 
-def _serve(connection: socket.socket, work: Callable[[int], Any]) -> None:
-    """Answer orders until the other side goes away; never returns."""
-    status = 1
-    try:
-        signal.signal(signal.SIGINT, _stop)
-        while order := connection.recv(_ORDER.size, socket.MSG_WAITALL):
-            (index,) = _ORDER.unpack(order)
-            good, answer = _attempt(work, index)
-            content = pickle.dumps(answer, protocol=5)
-            connection.sendall(_ANSWER.pack(good, len(content)) + content)
-        status = 0
-    finally:
-        os._exit(status)  # not our interpreter to shut down: its buffers are the parent's
+def _serve(orders: int, answers: int, work: Callable[[int], Any]) -> None:
+    """Answer orders until the other side goes away."""
+    signal.signal(signal.SIGINT, _stop)
+    while order := os.read(orders, _ORDER.size):
+        answer = _attempt(work, *_ORDER.unpack(order))
+        pickled = not isinstance(answer, bytes)
+        if pickled:
+            import pickle
+
+            answer = pickle.dumps(answer)
+        content = memoryview(_ANSWER.pack(pickled, len(answer)) + answer)
+        while len(content) > 0:
+            content = content[os.write(answers, content) :]
 
 
 def _stop(number: int, frame: object) -> None:
@@ -79,11 +89,11 @@ def _stop(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _attempt(work: Callable[[int], Any], index: int) -> tuple[bool, Any]:
+def _attempt(work: Callable[[int], Any], index: int) -> Any:
     try:
-        return True, work(index)
+        return work(index)
     except (CloisterError, OSError) as error:
-        return False, error
+        return error
 
 
 def forked_map(
@@ -99,8 +109,8 @@ def forked_map(
     """
     jobs = min(jobs, len(items))
     if jobs <= 1:
-        for index, item in enumerate(items):
-            yield index, _attempt(lambda _, item=item: work(item), index)[1]  # type: ignore[misc]
+        for index in range(len(items)):
+            yield index, _attempt(lambda index: work(items[index]), index)
         return
     workers: list[_Worker] = []
     try:
@@ -114,18 +124,23 @@ def forked_map(
 
 def _dispatch(workers: list[_Worker], count: int) -> Iterator[tuple[int, Any]]:
     waiting = iter(range(count))
-    busy: dict[_Worker, int] = {}
-    with selectors.DefaultSelector() as selector:
-        for worker in workers:
-            selector.register(worker.socket, selectors.EVENT_READ, worker)
-            busy[worker] = next(waiting)
-            worker.order(busy[worker])
-        while busy:
-            for key, _ in selector.select():
-                worker = key.data
-                index, answer = busy.pop(worker), worker.answer()[1]
-                following = next(waiting, None)
-                if following is not None:
-                    busy[worker] = following
-                    worker.order(following)
-                yield index, answer
+    busy: dict[int, tuple[_Worker, int]] = {}
+    poll = select.poll()
+    for worker in workers:
+        poll.register(worker.answers, select.POLLIN)
+        _give(worker, next(waiting), busy)
+    while busy:
+        for descriptor, _ in poll.poll():
+            worker, index = busy.pop(descriptor)
+            answer = worker.answer()
+            following = next(waiting, None)
+            if following is None:
+                poll.unregister(descriptor)
+            else:
+                _give(worker, following, busy)
+            yield index, answer
+
+
+def _give(worker: _Worker, index: int, busy: dict[int, tuple[_Worker, int]]) -> None:
+    busy[worker.answers] = (worker, index)
+    worker.order(index)
