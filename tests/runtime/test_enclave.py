@@ -101,12 +101,14 @@ def _change_when_ready(directory: Path, content: bytes) -> None:
     (directory / "logs" / "go").touch()
 
 
-def test_a_cut_trusted_file_is_never_served(shell: App) -> None:
+@pytest.mark.parametrize("content", ["tru", "trusted content\nand more\n"])
+def test_a_trusted_file_of_another_size_is_never_served(shell: App, content: str) -> None:
     shell.build_shell()
-    (shell.directory / "trusted.txt").write_text("tru")
+    (shell.directory / "trusted.txt").write_text(content)
     done = shell.run_shell("cat /trusted.txt", expect=1)
     assert done.stdout == ""
-    assert "tampered: read of file:trusted.txt: cut short at byte 3 of 16" in done.stderr
+    reason = f"has {len(content)} bytes, but the signed file has 16"
+    assert f"tampered: read of file:trusted.txt: {reason}" in done.stderr
 
 
 def test_encrypted_files_are_ciphertext_outside(shell: App) -> None:

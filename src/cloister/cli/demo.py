@@ -96,15 +96,21 @@ class _Steps:
             self._console.print(f"          {escape(step.detail)}", style="dim", soft_wrap=True)
 
 
+def _name_and_share(line: str) -> tuple[str, str]:
+    """Split a line of the result at the wide gap before the percentage."""
+    name, _, share = line.rpartition("  ")
+    return name.strip(), share.strip()
+
+
 def _show(console: Console, outcome: Outcome) -> None:
     from rich.markup import escape
     from rich.table import Table
 
     answers = Table(title="Top 5")
-    answers.add_column("native run")
-    answers.add_column("decrypted from the SIMULATED enclave")
+    for column in ("native run", "", "decrypted from the SIMULATED enclave", ""):
+        answers.add_column(column, justify="left" if column else "right")
     for native, decrypted in zip(outcome.native, outcome.decrypted, strict=True):
-        answers.add_row(escape(native), escape(decrypted))
+        answers.add_row(*map(escape, (*_name_and_share(native), *_name_and_share(decrypted))))
     console.print(answers)
     times = Table(title="Wall time of the whole program")
     for column in ("mode", "seconds", "ratio to native"):

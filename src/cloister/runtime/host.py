@@ -26,7 +26,7 @@ from cloister.runtime.scene import (
     rename_on_host,
     shown,
 )
-from cloister.runtime.trusted import TamperedFileError, TrustedHandle, digest_whole
+from cloister.runtime.trusted import TamperedFileError, TrustedHandle, digest_whole, require_size
 
 _ACCESS_AND_TRUNCATE = os.O_ACCMODE | os.O_TRUNC
 
@@ -77,15 +77,15 @@ class HostFile(Node):
 
     def _open_trusted(self, entry: TrustedEntry) -> Handle:
         descriptor = os.open(self.host, os.O_RDONLY | os.O_CLOEXEC)
-        handle = TrustedHandle(self.scene, self.path, descriptor, entry)
         try:
             if entry.size == UNKNOWN_SIZE:
-                handle.entry = self._trusted = digest_whole(descriptor, entry)
+                entry = self._trusted = digest_whole(descriptor, entry)
+            require_size(descriptor, entry)
         except TamperedFileError as error:
             os.close(descriptor)
             self.scene.report(self.path, Intent.READ, error)
             raise
-        return handle
+        return TrustedHandle(self.scene, self.path, descriptor, entry)
 
     def get_xattr(self, name: bytes) -> bytes:
         """Return an extended attribute of the host's file."""

@@ -80,6 +80,17 @@ class TrustedHandle(Handle):
         os.close(self._descriptor)
 
 
+def require_size(descriptor: int, entry: TrustedEntry) -> None:
+    """Refuse a file of another size at once: what was appended would never be read.
+
+    Raises:
+        TamperedFileError: the host's file is longer or shorter than the signed one.
+    """
+    size = os.fstat(descriptor).st_size
+    if size != entry.size:
+        raise TamperedFileError(f"has {size} bytes, but the signed file has {entry.size}")
+
+
 def digest_whole(descriptor: int, entry: TrustedEntry) -> TrustedEntry:
     """Verify a whole file and return its entry with chunk digests for the reads to come.
 
