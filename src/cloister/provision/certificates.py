@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import ipaddress
+import re
 from collections.abc import Sequence
 
 from cryptography import x509
@@ -15,6 +17,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cloister.errors import InputError
 
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_DNS_NAME = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
 BACKDATE = datetime.timedelta(hours=1)
 
 
@@ -51,6 +55,7 @@ def make_server_certificates(
     """
     if not hosts:
         raise InputError("a server certificate needs at least one host name")
+    names = [_general_name(host) for host in hosts]
     not_before = now.replace(microsecond=0) - BACKDATE
     period = (not_before, now.replace(microsecond=0) + lifetime)
     ca_key = ec.generate_private_key(ec.SECP256R1())
@@ -68,9 +73,7 @@ def make_server_certificates(
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(
-            x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False
-        )
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier),
             critical=False,
@@ -108,14 +111,14 @@ def _name(common_name: str) -> x509.Name:
 
 
 def _general_name(host: str) -> x509.GeneralName:
-    try:
+    with contextlib.suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        pass
-    try:
-        return x509.DNSName(host)
-    except ValueError as error:
-        raise InputError(f"host {host!r}: not a name that a certificate can carry") from error
+    if not _DNS_NAME.fullmatch(host) or len(host) > 253:
+        raise InputError(
+            f"host {host!r}: not a DNS name or IP address that a certificate can carry",
+            hint="write international names in their ASCII form (xn--...)",
+        )
+    return x509.DNSName(host)
 
 
 def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
