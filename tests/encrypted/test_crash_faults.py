@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cloister.encrypted.backing import Buffer, MemoryBacking
+from cloister.encrypted.constants import NODE_SIZE
 from cloister.encrypted.file import EncryptedFile
 from cloister.encrypted.journal import DirectJournal
-from cloister.encrypted.layout import NODE_SIZE, parse_header
+from cloister.encrypted.layout import parse_header
 
 KEY = bytes(range(16))
 PATH = "dir/file"
