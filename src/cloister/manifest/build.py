@@ -158,7 +158,13 @@ def build(
     tree = FileTree()
     rendered = render_template(template, definitions, tree)
     problem = rendered.trusted_file_problem
-    candidates = expand(rendered.manifest.sgx.trusted_files, template.parent, tree, problem)
+    candidates = expand(
+        rendered.manifest.sgx.trusted_files,
+        template.parent,
+        tree,
+        problem,
+        bare_directories=rendered.graphene,
+    )
     cache = HashCache(cache_home() / "hashes" if use_cache else None)
     today = int(now.timestamp() // 86400)
     digests = digest(candidates, cache, problem, today=today, on_size=on_size, progress=progress)

@@ -12,6 +12,7 @@ import tomli
 from pydantic import BaseModel, ValidationError
 
 from cloister.errors import ManifestError
+from cloister.manifest.dialect import keys_of, translate
 from cloister.manifest.locate import KeyLines, KeyPath
 from cloister.manifest.model import Manifest
 
@@ -39,8 +40,9 @@ class ManifestText:
             template; None where it cannot be told.
 
     Attributes:
-        document: the parsed TOML.
+        document: the parsed TOML in Gramine's dialect.
         manifest: the validated model.
+        dropped: keys of Graphene's that mean nothing here, and why.
 
     Raises:
         ManifestError: as :func:`parse_manifest`.
@@ -55,14 +57,25 @@ class ManifestText:
         self.text = text
         self.source = source
         self._line_in_source = line_in_source
-        self.document = self._parse()
+        self._translation = translate(self._parse(), self._plain_problem)
+        self.document = self._translation.document
+        self.dropped = self._translation.dropped
         try:
             self.manifest = Manifest.model_validate(self.document)
         except ValidationError as error:
             raise self._first_problem(error) from error
 
+    @property
+    def graphene(self) -> bool:
+        """Whether the text uses keys of Graphene's dialect."""
+        return self._translation.graphene
+
     def problem(self, path: KeyPath, what: str, hint: str | None = None) -> ManifestError:
-        """Return the error for what stands at ``path``."""
+        """Return the error for what stands at ``path`` of :attr:`document`."""
+        return self._plain_problem(self._translation.origin(path), what, hint)
+
+    def _plain_problem(self, path: KeyPath, what: str, hint: str | None = None) -> ManifestError:
+        """Return the error for what stands at ``path`` of the text."""
         where = self._where(self._lines().line_of(path))
         return ManifestError(f"{where}: {dotted(path)}: {what}", hint=hint)
 
@@ -74,7 +87,8 @@ class ManifestText:
         """Turn the problem that stands first in the text into one line."""
         lines = self._lines()
         problems = error.errors(include_url=False)
-        first = min(problems, key=lambda problem: lines.line_of(_path(problem)) or 0)
+        origin = self._translation.origin
+        first = min(problems, key=lambda problem: lines.line_of(origin(_path(problem))) or 0)
         path = _path(first)
         return self.problem(path, _sentence(first, path))
 
@@ -165,7 +179,7 @@ def _sentence(problem: Mapping[str, Any], path: KeyPath) -> str:
 
 def _unknown(path: KeyPath) -> str:
     *table, name = path
-    known = _keys_of(_model_at(tuple(table)))
+    known = _keys_of(_model_at(tuple(table))) + keys_of(tuple(table))
     nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     if nearest:
         return f"unknown key; did you mean {dotted((*table, nearest[0]))}?"

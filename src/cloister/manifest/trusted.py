@@ -41,7 +41,12 @@ class Candidate:
 
 
 def expand(
-    listed: Sequence[TrustedFile], base: Path, tree: FileTree, problem: Problem
+    listed: Sequence[TrustedFile],
+    base: Path,
+    tree: FileTree,
+    problem: Problem,
+    *,
+    bare_directories: bool = False,
 ) -> dict[str, Candidate]:
     """Expand directories and merge doubles.
 
@@ -50,6 +55,7 @@ def expand(
         base: directory of the manifest.
         tree: listings of directories.
         problem: makes the errors.
+        bare_directories: whether a directory may be written without ``/`` (Graphene's dialect).
 
     Returns:
         Normalised URI path -> candidate, in the order of the list.
@@ -59,6 +65,8 @@ def expand(
     """
     found: dict[str, Candidate] = {}
     for line, file in enumerate(listed):
+        if bare_directories and file.sha256 is None and (base / file.path).is_dir():
+            file = TrustedFile(uri=f"{file.uri.rstrip('/')}/")  # noqa: PLW2901
         for path, candidate in _of_line(line, file, base, tree, problem):
             before = found.setdefault(path, candidate)
             if before.sha256 is None and candidate.sha256 is not None:
