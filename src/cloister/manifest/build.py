@@ -19,13 +19,14 @@ from typing import Any
 import tomli_w
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from cloister.errors import InputError, TrustedIndexError
+from cloister.errors import InputError
 from cloister.files import atomic_output, cache_home
 from cloister.manifest.cache import HashCache
-from cloister.manifest.hashing import Progress
-from cloister.manifest.index import TrustedEntry, TrustedIndex, write_index
+from cloister.manifest.hashing import ShowProgress, unseen
+from cloister.manifest.index import TrustedEntry, write_index
 from cloister.manifest.model import Manifest
 from cloister.manifest.parse import ManifestText
+from cloister.manifest.signed import TEMPLATE_SUFFIX, beside
 from cloister.manifest.template import Template
 from cloister.manifest.tree import FileTree
 from cloister.manifest.trusted import Digests, digest, expand
@@ -33,31 +34,12 @@ from cloister.sgx.features import enclave_attributes
 from cloister.sgx.measurement import Measurement, measure
 from cloister.sgx.sigstruct import Sigstruct, encode_date
 
-TEMPLATE_SUFFIX = ".manifest.template"
-
 
 class Format(enum.Enum):
     """Dialect of the signed manifest."""
 
     CLOISTER = "cloister"
     GRAMINE = "gramine"
-
-
-@dataclass(frozen=True)
-class SignedEnclave:
-    """The signed files of an application, loaded.
-
-    Attributes:
-        manifest_bytes: the signed manifest, as it is measured.
-        manifest: the same, validated.
-        trusted: digests of the trusted files.
-        sigstruct: SIGSTRUCT, 1808 bytes; not verified here, the platform does that.
-    """
-
-    manifest_bytes: bytes
-    manifest: Manifest
-    trusted: TrustedIndex
-    sigstruct: bytes
 
 
 @dataclass(frozen=True)
@@ -116,7 +98,7 @@ def render_only(template: Path, definitions: Mapping[str, str | bool]) -> Path:
     """
     app = app_of(template)
     rendered = render_template(template, definitions, FileTree())
-    path = _beside(app, ".manifest")
+    path = beside(app, ".manifest")
     with atomic_output(path) as stream:
         stream.write(rendered.text.encode())
     return path
@@ -132,8 +114,7 @@ def build(
     now: datetime.datetime,
     format: Format = Format.CLOISTER,
     use_cache: bool = True,
-    on_size: Progress = lambda total: None,
-    progress: Progress = lambda done: None,
+    show: ShowProgress = unseen,
 ) -> Built:
     """Render a template, hash its trusted files, measure, sign, and write the four files.
 
@@ -148,8 +129,7 @@ def build(
         now: today, for the cache of hashes.
         format: dialect of the signed manifest.
         use_cache: whether hashes of unchanged files may come from the cache.
-        on_size: told once how many bytes are to be hashed.
-        progress: told how many more bytes are hashed.
+        show: shows how far the hashing is.
 
     Raises:
         CloisterError: anything that is wrong with the inputs; nothing is written then.
@@ -167,7 +147,7 @@ def build(
     )
     cache = HashCache(cache_home() / "hashes" if use_cache else None)
     today = int(now.timestamp() // 86400)
-    digests = digest(candidates, cache, problem, today=today, on_size=on_size, progress=progress)
+    digests = digest(candidates, cache, problem, today=today, show=show)
     signed, index = _signed_manifest(rendered.document, digests.entries, format)
     measurement = measure_manifest(signed, rendered.manifest, libpal)
     sigstruct = unsigned(
@@ -179,7 +159,7 @@ def build(
         ".sig": sigstruct.pack(),
         ".manifest.sgx": signed,  # last: it is what makes the others belong together
     }
-    written = _write_together({_beside(app, suffix): data for suffix, data in files.items()})
+    written = _write_together({beside(app, suffix): data for suffix, data in files.items()})
     return Built(app, written, measurement, sigstruct, rendered.manifest, digests)
 
 
@@ -213,42 +193,6 @@ def unsigned(manifest: Manifest, mrenclave: bytes, modulus: int, date: str) -> S
         date=encode_date(date),
         **dataclasses.asdict(attributes),
     )
-
-
-def load_signed(app: Path) -> SignedEnclave:
-    """Load ``APP.manifest.sgx``, ``APP.sig`` and, where the manifest names one, ``APP.index``.
-
-    Raises:
-        InputError: a file is missing, or the manifest is not one.
-        TrustedIndexError: the index is not the signed one.
-    """
-    manifest_path = _beside(app, ".manifest.sgx")
-    data = _read_built(manifest_path, app)
-    text = ManifestText(data.decode("utf-8", "replace"), str(manifest_path))
-    return SignedEnclave(
-        manifest_bytes=data,
-        manifest=text.manifest,
-        trusted=_trusted(app, text),
-        sigstruct=_read_built(_beside(app, ".sig"), app),
-    )
-
-
-def _trusted(app: Path, text: ManifestText) -> TrustedIndex:
-    reference = text.manifest.cloister.trusted_index
-    if reference is not None:
-        path = _beside(app, ".index")
-        try:
-            return TrustedIndex.load(_read_built(path, app), bytes.fromhex(reference.sha256))
-        except TrustedIndexError as error:
-            raise TrustedIndexError(f"{path}: {error.message}") from error
-    hashes: dict[str, bytes] = {}
-    for line, file in enumerate(text.manifest.sgx.trusted_files):
-        if file.sha256 is None:
-            raise text.trusted_file_problem(
-                line, f"{file.uri} has no sha256", "this manifest is not signed; build it"
-            )
-        hashes[file.path] = bytes.fromhex(file.sha256)
-    return TrustedIndex.from_hashes(hashes)
 
 
 def _signed_manifest(
@@ -287,17 +231,3 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path}: there is no such file") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text") from error
-
-
-def _read_built(path: Path, app: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path}: does not exist; APP is the name that stands before .manifest.sgx",
-            hint=f"cloister build {app.name}{TEMPLATE_SUFFIX}",
-        ) from error
-
-
-def _beside(app: Path, suffix: str) -> Path:
-    return app.with_name(app.name + suffix)

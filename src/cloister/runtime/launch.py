@@ -7,6 +7,7 @@ key is asked for, and the program starts when everything it needs is in place.
 from __future__ import annotations
 
 import contextlib
+import gc
 import posixpath
 import signal
 import sys
@@ -118,6 +119,8 @@ class _Run:
             directory=self._manifest.fs.start_dir,
             mounts=self._tree.kernel_mounts,
         )
+        # What is loaded by now stays to the end; the collector need not look at it again.
+        gc.freeze()
         with _forwarded_signals(sandbox):
             sandbox.start(plan)
             Server(sandbox.fuse, View(self._tree.root), self._crashed).serve()

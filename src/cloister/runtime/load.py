@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cloister.errors import InputError
 from cloister.manifest.parse import parse_manifest
+from cloister.manifest.signed import SignedEnclave, load_signed
 from cloister.platforms.base import Enclave, choose_platform
 from cloister.runtime.launch import Program
-
-if TYPE_CHECKING:
-    from cloister.manifest.build import SignedEnclave
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,6 @@ def enclave_program(
     Raises:
         InputError: one of them is missing or malformed.
     """
-    from cloister.manifest.build import load_signed
-
     signed = load_signed(app)
     program = Program(
         manifest=signed.manifest,

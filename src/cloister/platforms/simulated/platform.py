@@ -6,9 +6,8 @@ import datetime
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cloister.attestation.anchors import TrustAnchor
-from cloister.attestation.bundle import SimulatedBundle
 from cloister.errors import PlatformError
 from cloister.files import data_home
 from cloister.platforms.base import SealingPolicy
@@ -27,6 +26,10 @@ from cloister.sgx.keys import (
 )
 from cloister.sgx.measurement import measure
 from cloister.sgx.sigstruct import Sigstruct
+
+if TYPE_CHECKING:
+    from cloister.attestation.anchors import TrustAnchor
+    from cloister.attestation.bundle import SimulatedBundle
 
 _POLICIES = {
     SealingPolicy.MRENCLAVE: KeyPolicy.MRENCLAVE,
@@ -98,6 +101,9 @@ class SimulatedPlatform:
         Args:
             conditions: rehearse a bad day; None exports what was published.
         """
+        from cloister.attestation.anchors import TrustAnchor
+        from cloister.attestation.bundle import SimulatedBundle
+
         now = self._clock()
         certified = self._store.open(now)
         issued = certified.issued
