@@ -76,19 +76,17 @@ def build(
         written = str(render_only(template, definitions))
         click.echo(json.dumps({"files": [written]}) if as_json else f"wrote       {written}")
         return
-    with signing.hashing_progress() as (on_size, progress):
-        built = build_enclave(
-            template,
-            definitions=definitions,
-            signing_key=signing.choose_key(key),
-            date=signing.choose_date(date),
-            libpal=signing.choose_libpal(libpal),
-            now=datetime.datetime.now(datetime.timezone.utc),
-            format=Format(form),
-            use_cache=not no_cache,
-            on_size=on_size,
-            progress=progress,
-        )
+    built = build_enclave(
+        template,
+        definitions=definitions,
+        signing_key=signing.choose_key(key),
+        date=signing.choose_date(date),
+        libpal=signing.choose_libpal(libpal),
+        now=datetime.datetime.now(datetime.timezone.utc),
+        format=Format(form),
+        use_cache=not no_cache,
+        show=signing.hashing,
+    )
     if as_json:
         click.echo(json.dumps(signing.summary(built)))
     else:

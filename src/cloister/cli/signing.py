@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cloister.cli.progress import progress
 from cloister.errors import InputError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
     from cloister.manifest.build import Built
-
-Progress = Callable[[int], None]
 
 
 def choose_key(path: Path | None, passphrase: bytes | None = None) -> RSAPrivateKey:
@@ -45,26 +43,9 @@ def choose_date(text: str) -> str:
     return datetime.datetime.now().date().isoformat() if text == "today" else text
 
 
-@contextlib.contextmanager
-def hashing_progress() -> Iterator[tuple[Progress, Progress]]:
-    """Show a bar while files are hashed, on a terminal; give what sets and advances it."""
-    if not sys.stderr.isatty():
-        yield (lambda total: None), (lambda done: None)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    columns = (TextColumn("hashing trusted files"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("hashing", total=None, visible=False)
-
-        def on_size(total: int) -> None:
-            bar.update(task, total=total, visible=total > 0)
-
-        def advance(done: int) -> None:
-            bar.advance(task, done)
-
-        yield on_size, advance
+def hashing(total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Show how far the hashing of trusted files is."""
+    return progress("hashing trusted files", total)
 
 
 def summary(built: Built) -> dict[str, Any]:

@@ -21,11 +21,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 
 from cloister.errors import InputError
 from cloister.manifest.index import CHUNK_SIZE, TrustedEntry
 
 Progress = Callable[[int], None]
+"""Told how many more bytes are done."""
+ShowProgress = Callable[[int], AbstractContextManager[Progress]]
+"""Shows a work of so many bytes while the context is open."""
 Result = tuple[bytes | None, TrustedEntry] | OSError
 """Stamp (None: do not keep) and digests of a file, or why it could not be read."""
 
@@ -48,6 +52,11 @@ _RELIABLE = frozenset(
         0x2FC12FC1,  # zfs
     }
 )
+
+
+def unseen(total: int) -> AbstractContextManager[Progress]:
+    """Show nothing."""
+    return nullcontext(lambda done: None)
 
 
 def stamp_of(status: os.stat_result) -> bytes:

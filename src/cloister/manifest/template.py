@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -62,19 +63,22 @@ class Template:
         return self._render(self._text)
 
     def line_of(self, line: int) -> int | None:
-        """Return the line of the template that made ``line`` of the manifest (both from 1).
+        """Return the line of the template that made ``line`` of the manifest (both from 1)."""
+        lines = self._lines
+        return next((origin for origin in lines[line - 1 :] if origin is not None), None)
+
+    @functools.cached_property
+    def _lines(self) -> list[int | None]:
+        """The template's line for each line of the manifest, None where it cannot be told.
 
         The template is rendered again with marks at the ends of its lines. Where they change the
-        result, as a template that counts characters does, nobody can tell: None.
+        result, as a template that counts characters does, nothing can be told.
         """
         marked = self._render(_mark(self._text)).split("\n")
         if "\n".join(_MARK.sub("", text) for text in marked) != self.render():
-            return None
-        for text in marked[line - 1 :]:
-            mark = _MARK.search(text)
-            if mark is not None:
-                return int(mark[1])
-        return None
+            return []
+        marks = (_MARK.search(text) for text in marked)
+        return [None if mark is None else int(mark[1]) for mark in marks]
 
     def _render(self, text: str) -> str:
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cloister.errors import CloisterError
 from cloister.manifest.cache import HashCache
-from cloister.manifest.hashing import Progress, hash_files, stamp_of
+from cloister.manifest.hashing import Progress, ShowProgress, hash_files, stamp_of, unseen
 from cloister.manifest.index import UNKNOWN_SIZE, TrustedEntry
 from cloister.manifest.model import TrustedFile
 from cloister.manifest.tree import FileTree
@@ -130,8 +130,7 @@ def digest(
     problem: Problem,
     *,
     today: int,
-    on_size: Progress = lambda total: None,
-    progress: Progress = lambda done: None,
+    show: ShowProgress = unseen,
 ) -> Digests:
     """Return the digests of all candidates, from the cache where a file has not changed.
 
@@ -140,8 +139,7 @@ def digest(
         cache: digests of earlier builds.
         problem: makes the errors.
         today: days since 1970, for the cache.
-        on_size: told once how many bytes are to be hashed.
-        progress: told how many more bytes are done.
+        show: shows how far the hashing is.
 
     Raises:
         CloisterError: a named file cannot be read, or a file changed meanwhile.
@@ -159,8 +157,8 @@ def digest(
                 missing.append((path, size))
             else:
                 entries[path] = known
-    on_size(sum(size for _, size in missing))
-    hashed = _hash(missing, candidates, problem, progress)
+    with show(sum(size for _, size in missing)) as progress:
+        hashed = _hash(missing, candidates, problem, progress)
     entries.update((path, entry) for path, (_, entry) in hashed.items())
     new = {
         candidates[path].host: (stamp, entry)
