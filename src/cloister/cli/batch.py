@@ -39,13 +39,6 @@ def jobs_option(function: Function) -> Function:
     )(function)
 
 
-def processors() -> int:
-    """Return how many processors this process may use."""
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def work_through(
     label: str,
     paths: Sequence[Path],
@@ -58,6 +51,7 @@ def work_through(
     See :func:`cloister.encrypted.trees.run` for ``operate``.
     """
     from cloister.encrypted import trees
+    from cloister.encrypted.workers import processors
 
     answers: list[object] = [None] * len(paths)
     total = sum(path.stat().st_size for path in paths if path.is_file())

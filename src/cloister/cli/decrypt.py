@@ -14,7 +14,6 @@ from cloister.cli.batch import (
     counted,
     jobs_option,
     key_option,
-    processors,
     report,
     say,
     work_through,
@@ -102,6 +101,7 @@ def _stream(
     jobs: int | None,
 ) -> int:
     from cloister.encrypted import trees, whole
+    from cloister.encrypted.workers import processors
 
     if len(sources) > 1:
         raise InputError("a standard stream and other files cannot be mixed")

@@ -130,9 +130,9 @@ def _streams(
     version: int,
     jobs: int | None,
 ) -> int:
-    from cloister.cli.batch import processors
     from cloister.encrypted import whole
     from cloister.encrypted.paths import normalise
+    from cloister.encrypted.workers import processors
 
     if len(sources) > 1:
         raise InputError("a standard stream and other files cannot be mixed")

@@ -39,7 +39,9 @@ def read_node0(backing: Backing, name: str) -> bytes:
         raise NotEncryptedError(f"{name}: not an encrypted file: it does not begin with GRAFS_PF")
     size = backing.size()
     if size < NODE_SIZE or (size % NODE_SIZE and not pending(node0)):
-        raise TruncatedError(f"{name}: truncated: {size} bytes, expected a multiple of {NODE_SIZE}")
+        raise TruncatedError(
+            f"{name}: truncated or extended: {size} bytes, expected a multiple of {NODE_SIZE}"
+        )
     major = parse_header(node0).major
     if major not in VERSIONS:
         raise UnsupportedVersionError(f"{name}: encrypted file of version {major}, expected 1 or 2")

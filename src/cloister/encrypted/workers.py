@@ -96,6 +96,13 @@ def _attempt(work: Callable[[int], Any], index: int) -> Any:
         return error
 
 
+def processors() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def forked_map(
     work: Callable[[Item], Result], items: Sequence[Item], jobs: int
 ) -> Iterator[tuple[int, Result | CloisterError | OSError]]:

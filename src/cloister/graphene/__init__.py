@@ -1,0 +1,1 @@
+"""The old command names, as thin fronts of the same code."""
