@@ -90,6 +90,26 @@ def test_the_program_sees_only_its_own_tree(app: App, tmp_path: Path) -> None:
     assert "No such file" in done.stderr
 
 
+def test_mounts_below_a_tmpfs(app: App) -> None:
+    (app.directory / "data" / "deep").mkdir(parents=True)
+    (app.directory / "data" / "deep" / "file").write_text("below\n")
+    (app.directory / "single").write_text("single\n")
+    app.mount("/tmp", kind="tmpfs")
+    app.mount("/tmp/a/b", "file:data")
+    app.mount("/tmp/single", "file:single")
+    app.mount("/tmp/inner", kind="tmpfs")
+    script = (
+        "cat /tmp/a/b/deep/file /tmp/single; echo x > /tmp/inner/x; echo y > /tmp/a/b/y;"
+        "ls /tmp /tmp/inner; ls /.cloister"
+    )
+    done = app.direct(["/bin/sh", "-c", script], expect=2)
+    assert done.stdout.split() == [
+        "below", "single", "/tmp:", "a", "inner", "single", "/tmp/inner:", "x",
+    ]  # fmt: skip
+    assert "Permission denied" in done.stderr
+    assert (app.directory / "data" / "y").read_text() == "y\n"
+
+
 def test_a_forwarded_signal_reaches_the_program(app: App) -> None:
     script = "trap 'echo caught; exit 5' TERM; echo ready; while :; do sleep 0.1; done"
     app.direct(["/bin/true"])

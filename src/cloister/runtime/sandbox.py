@@ -278,8 +278,23 @@ def _mount(mount: KernelMount) -> None:
     elif mount.kind == "devpts":
         options = "newinstance,ptmxmode=0666,mode=620"
         linux.mount("devpts", target, "devpts", linux.MS_NOSUID | linux.MS_NOEXEC, options)
+    elif mount.kind == "cover":
+        linux.mount("none", target, "tmpfs", safe | linux.MS_RDONLY, "mode=0")
+    elif mount.kind == "tree":
+        _bind(f"{_STAGING}{mount.source}", target)
     else:
-        linux.mount(mount.source, target, None, linux.MS_BIND)
+        _bind(mount.source, target)
+
+
+def _bind(source: str, target: str) -> None:
+    """Show ``source`` at ``target`` too; below a tmpfs the place is made first."""
+    if not os.path.lexists(target):
+        if os.path.isdir(source):
+            os.makedirs(target)
+        else:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    linux.mount(source, target, None, linux.MS_BIND)
 
 
 def _forbid_more_namespaces() -> None:

@@ -24,6 +24,9 @@ from cloister.runtime.policy import ReadOnlyRules
 from cloister.runtime.scene import Scene
 
 KERNEL_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+HIDDEN = "/.cloister"
+"""Where nodes wait that are bound below a tmpfs; covered before the program starts."""
+
 SHOWN_OF_SYSFS = ("/sys/devices/system/cpu", "/sys/devices/system/node")
 _LINKS_IN_DEV = {
     "stdin": "/proc/self/fd/0",
@@ -40,9 +43,10 @@ class KernelMount:
     """Something that the sandbox mounts over the tree.
 
     Attributes:
-        kind: ``tmpfs``, ``proc``, ``devpts``, or ``bind`` of a host device.
+        kind: ``tmpfs``, ``proc``, ``devpts``, ``bind`` of a host device, ``tree`` for a part of
+            the tree itself, or ``cover`` for an empty directory that nobody may enter.
         path: absolute, inside the tree.
-        source: the host's path of a bind mount.
+        source: of a ``bind``, the host's path; of a ``tree``, the path inside the tree.
     """
 
     kind: str
@@ -66,33 +70,37 @@ class Tree:
             source: the manifest key, for messages.
 
         Raises:
-            InputError: something on the way is not a directory, or is the kernel's.
+            InputError: something on the way is not a directory.
         """
         *way, name = _parts(path)
         directory: Node = self.root
         so_far = ""
         for part in way:
             so_far += f"/{part}"
-            self._require_ours(so_far, path, source)
             directory = _step(directory, os.fsencode(part), f"{source}: {so_far}")
         if not isinstance(directory, Directory):
             raise InputError(f"{source}: {so_far} is not a directory, so {path} cannot be there")
         directory.mounted[os.fsencode(name)] = node
 
-    def _require_ours(self, directory: str, path: str, source: str) -> None:
-        if any(mount.path == directory and mount.kind != "bind" for mount in self.kernel_mounts):
-            raise InputError(
-                f"{source}: {path} lies below {directory}, which the kernel keeps; "
-                "only a tmpfs can be mounted there",
-                hint="choose a mount path outside of it",
-            )
+    def _covered_by_kernel(self, path: str) -> bool:
+        """Tell whether a kernel's mount hides what the tree has at ``path``."""
+        return any(path.startswith(f"{mount.path}/") for mount in self.kernel_mounts)
+
+    def place_anywhere(self, path: str, node: Node, source: str) -> None:
+        """Put ``node`` at a path that may lie below a tmpfs.
+
+        There the node gets a hidden place, from which the sandbox binds it to where it belongs.
+        """
+        if not self._covered_by_kernel(path):
+            self.place(path, node, source)
+            return
+        hidden = f"{HIDDEN}/{len(self.kernel_mounts)}"
+        self.place(hidden, node, source)
+        self.kernel_mounts.append(KernelMount("tree", path, hidden))
 
     def mount_by_kernel(self, mount: KernelMount, mode: int, source: str) -> None:
         """Make an empty mount point and leave the rest to the sandbox."""
-        inside_tmpfs = any(
-            m.kind == "tmpfs" and mount.path.startswith(f"{m.path}/") for m in self.kernel_mounts
-        )
-        if not inside_tmpfs:
+        if not self._covered_by_kernel(mount.path):
             is_directory = stat.S_ISDIR(mode)
             node = SyntheticDirectory() if is_directory else MountPoint(mode)
             self.place(mount.path, node, source)
@@ -188,7 +196,9 @@ def build_tree(
             device = KernelMount("bind", _clean(mount.path), mount.uri.removeprefix(DEVICE))
             tree.mount_by_kernel(device, stat.S_IFREG | 0o666, source)
         else:
-            tree.place(mount.path, _node_of(mount, scene, base, source), source)
+            tree.place_anywhere(mount.path, _node_of(mount, scene, base, source), source)
+    if HIDDEN.encode()[1:] in root.mounted:
+        tree.kernel_mounts.append(KernelMount("cover", HIDDEN))
     return tree
 
 
