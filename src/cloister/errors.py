@@ -11,6 +11,7 @@ passed by the caller. No message ever carries key material.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -117,6 +118,15 @@ class ExpiredCollateralError(CollateralError):
     default_hint = (
         "get fresh collateral; for a simulated platform: cloister platform export FILE;"
         " if it is fresh, check this machine's clock"
+    )
+
+
+class CollateralFetchError(CollateralError):
+    """A collateral service could not be reached, or did not have what was asked."""
+
+    default_hint = (
+        "check the service's address and the network; without a network,"
+        " verify with collateral from a file (--collateral FILE)"
     )
 
 
@@ -301,7 +311,19 @@ class SigstructError(RefusedError):
 
 
 class ManifestError(InputError):
-    """A manifest or template that cannot be used: the text names file, line and key."""
+    """A manifest or template that cannot be used: the text names file, line and key.
+
+    Args:
+        message: the problem that stands first.
+        hint: what to do about it.
+        others: the other problems of the same manifest, one line each.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, others: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.others = tuple(others)
 
 
 class TrustedIndexError(RefusedError):

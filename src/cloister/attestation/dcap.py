@@ -19,6 +19,7 @@ from cryptography import x509
 
 from cloister.attestation.anchors import TrustAnchor
 from cloister.attestation.collateral import Collateral
+from cloister.attestation.pcs import PlatformKind
 from cloister.errors import (
     AttestationError,
     CertificateChainError,
@@ -32,6 +33,7 @@ from cloister.errors import (
     TcbStatusError,
     UnsupportedQuoteError,
 )
+from cloister.sgx.quote import Quote
 
 # The first pattern that is found in the library's text names the cause.
 _CAUSES: tuple[tuple[str, type[AttestationError], str], ...] = (
@@ -139,6 +141,20 @@ def pck_chain(certification_data: bytes) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(certification_data.rstrip(b"\0"))
     except (ValueError, x509.InvalidVersion) as error:
         raise CertificateChainError("the quote's certificate chain cannot be read") from error
+
+
+def kind_of(quote: Quote) -> PlatformKind:
+    """Return the kind of platform that the quote's PCK certificate names.
+
+    Raises:
+        MalformedQuoteError: it names none.
+    """
+    try:
+        parsed = dcap_qvl.parse_quote(quote.raw)
+        tee = "tdx" if quote.is_tdx else "sgx"
+        return PlatformKind(tee, str(parsed.fmspc()).upper(), str(parsed.ca()))
+    except ValueError as error:
+        raise MalformedQuoteError("the quote's PCK certificate names no platform") from error
 
 
 def printable(text: str) -> str:

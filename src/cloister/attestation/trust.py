@@ -7,12 +7,12 @@ import datetime
 import json
 from collections.abc import Callable
 
-import dcap_qvl  # type: ignore[import-untyped]
-
 from cloister.attestation.anchors import TrustAnchor
 from cloister.attestation.collateral import Collateral
+from cloister.attestation.dcap import kind_of
+from cloister.attestation.pcs import Source
 from cloister.attestation.verify import Authentication, authenticate_quote
-from cloister.errors import CollateralError, MalformedQuoteError
+from cloister.errors import CollateralError
 from cloister.sgx.quote import Quote
 
 
@@ -22,14 +22,16 @@ class Trust:
 
     Attributes:
         known: pairs of a root and one piece of collateral under it.
+        sources: pairs of a root and where more collateral under it can be had.
     """
 
-    known: tuple[tuple[TrustAnchor, Collateral], ...]
+    known: tuple[tuple[TrustAnchor, Collateral], ...] = ()
+    sources: tuple[tuple[TrustAnchor, Source], ...] = ()
 
     @property
     def anchors(self) -> tuple[TrustAnchor, ...]:
         """The roots, each once."""
-        return tuple(dict.fromkeys(anchor for anchor, _ in self.known))
+        return tuple(dict.fromkeys(anchor for anchor, _ in (*self.known, *self.sources)))
 
     def collateral_for(self, quote: Quote, anchor: TrustAnchor) -> Collateral:
         """Return the collateral for the quote's FMSPC and TEE under ``anchor``.
@@ -38,13 +40,17 @@ class Trust:
             CollateralError: there is none.
             MalformedQuoteError: the quote does not say its FMSPC.
         """
-        wanted = ("TDX" if quote.is_tdx else "SGX", fmspc_of(quote))
+        wanted = kind_of(quote)
         for owner, collateral in self.known:
-            if owner == anchor and platform_kind(collateral) == wanted:
+            if owner == anchor and tee_and_fmspc(collateral) == (wanted.tee, wanted.fmspc):
                 return collateral
+        for owner, source in self.sources:
+            if owner == anchor:
+                return source.get(wanted)
         raise CollateralError(
-            f"no collateral for {wanted[0]} platforms of FMSPC {wanted[1]} under {anchor.name}",
-            hint="pass the platform's collateral (--collateral FILE, or --trust-simulated BUNDLE)",
+            f"no collateral for {wanted.tee} platforms of FMSPC {wanted.fmspc} under {anchor.name}",
+            hint="pass it (--collateral FILE, --trust-simulated BUNDLE) or say where it is"
+            " (--pccs URL)",
         )
 
 
@@ -65,26 +71,14 @@ class Authenticator:
         )
 
 
-def platform_kind(collateral: Collateral) -> tuple[str, str]:
-    """Return the TEE (``SGX`` or ``TDX``) and the FMSPC (upper-case hex) of its TCB info.
+def tee_and_fmspc(collateral: Collateral) -> tuple[str, str]:
+    """Return the TEE (``sgx`` or ``tdx``) and the FMSPC (upper-case hex) of its TCB info.
 
     Raises:
         CollateralError: the TCB info is damaged.
     """
     try:
         info = json.loads(collateral.tcb_info)
-        return str(info["id"]), str(info["fmspc"]).upper()
+        return str(info["id"]).lower(), str(info["fmspc"]).upper()
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CollateralError("collateral: the TCB info is damaged") from error
-
-
-def fmspc_of(quote: Quote) -> str:
-    """Return the FMSPC (upper-case hex) that the quote's PCK certificate states.
-
-    Raises:
-        MalformedQuoteError: it states none.
-    """
-    try:
-        return str(dcap_qvl.parse_quote(quote.raw).fmspc()).upper()
-    except ValueError as error:
-        raise MalformedQuoteError("the quote's PCK certificate states no FMSPC") from error

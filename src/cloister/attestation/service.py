@@ -1,0 +1,221 @@
+"""Fetching collateral from Intel's PCS or any PCCS, and keeping it on disk until it runs out.
+
+The answers are signed by the vendor, so that neither the service nor the cache has to be trusted:
+whatever they say is verified with each quote.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+from cryptography import x509
+
+from cloister.attestation.anchors import TrustAnchor
+from cloister.attestation.collateral import MAX_COLLATERAL_SIZE, Collateral
+from cloister.attestation.expiry import expires
+from cloister.attestation.pcs import ROOT_CRL_PATH, Answer, PlatformKind, Source, assemble
+from cloister.errors import CollateralError, CollateralFetchError
+from cloister.files import write_atomically
+
+INTEL_PCS = "https://api.trustedservices.intel.com"
+TIMEOUT = 20.0
+"""Seconds for each of the four requests."""
+REFRESH_BEFORE = datetime.timedelta(days=7)
+"""Collateral that runs out within this time is fetched again, if the service answers."""
+RETRY_AFTER = datetime.timedelta(minutes=1)
+"""A service that failed is not asked again for the same platform within this time."""
+
+
+class CollateralService:
+    """A PCS or PCCS, asked over HTTP.
+
+    Args:
+        url: base address, e.g. ``https://api.trustedservices.intel.com`` or a PCCS.
+        anchor: the root whose revocation list belongs to the collateral.
+        client: makes the requests; its timeouts and trust settings count.
+    """
+
+    def __init__(self, url: str, anchor: TrustAnchor, client: httpx.Client | None = None) -> None:
+        self._url = url.rstrip("/")
+        self._anchor = anchor
+        self._client = client or httpx.Client(timeout=TIMEOUT)
+
+    def get(self, kind: PlatformKind) -> Collateral:
+        """Fetch the collateral of a kind of platform.
+
+        Raises:
+            CollateralFetchError: the service does not answer, or not with success.
+            CollateralError: its answer is not of the right form.
+        """
+        return assemble(
+            tcb_info=self._get(self._url + kind.tcb_info_path),
+            qe_identity=self._get(self._url + kind.qe_identity_path),
+            pck_crl=self._get(self._url + kind.pck_crl_path),
+            root_crl=self._root_crl(),
+        )
+
+    def _root_crl(self) -> Answer:
+        # A PCCS serves the list itself; Intel's service does not, its root says where it is.
+        if self._url == INTEL_PCS:
+            return self._get(crl_location(self._anchor))
+        return self._get(self._url + ROOT_CRL_PATH)
+
+    def _get(self, url: str) -> Answer:
+        try:
+            with self._client.stream("GET", url) as response:
+                body = bytearray()
+                for piece in response.iter_bytes():
+                    body += piece
+                    if len(body) > MAX_COLLATERAL_SIZE:
+                        raise CollateralFetchError(f"{url}: more than {MAX_COLLATERAL_SIZE} bytes")
+                if response.status_code != httpx.codes.OK:
+                    raise CollateralFetchError(
+                        f"{url}: HTTP status {response.status_code}", hint=_hint(response)
+                    )
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                return Answer(bytes(body), headers)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise CollateralFetchError(f"{url}: {error or type(error).__name__}") from error
+
+
+def _hint(response: httpx.Response) -> str | None:
+    if response.status_code == httpx.codes.NOT_FOUND:
+        return "the service does not know this kind of platform (FMSPC), or is another service"
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        return "the service wants an API key"
+    return None
+
+
+def crl_location(anchor: TrustAnchor) -> str:
+    """Return the URL at which a root says its revocation list is.
+
+    Raises:
+        CollateralError: it says none.
+    """
+    try:
+        points = anchor.certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints)
+    except x509.ExtensionNotFound as error:
+        raise CollateralError(f"{anchor.name} does not say where its CRL is") from error
+    for point in points.value:
+        for name in point.full_name or ():
+            if isinstance(name, x509.UniformResourceIdentifier):
+                return name.value
+    raise CollateralError(f"{anchor.name} does not say where its CRL is")
+
+
+class _Slot:
+    """What is kept about one kind of platform; its lock is held while it is fetched."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.collateral: Collateral | None = None
+        self.expires = datetime.datetime.min.replace(tzinfo=datetime.timezone.utc)
+        self.failure: CollateralError | None = None
+        self.failed_at = self.expires
+
+    def keep(self, collateral: Collateral) -> Collateral:
+        self.expires = expires(collateral)
+        self.collateral = collateral
+        self.failure = None
+        return collateral
+
+
+class CollateralCache:
+    """A source in front of another: memory, then disk, then the other; refreshed ahead of time.
+
+    A service that fails does no harm while what is kept is still valid. What has run out is
+    never given out. A failure is remembered for a minute, so that clients cannot make us ask a
+    service over and over.
+
+    Args:
+        source: asked when nothing valid is kept.
+        directory: where collateral is kept; made if it is missing.
+        clock: gives the present time (aware).
+        on_failure: told of damaged files, and of refreshes that failed while the kept collateral
+            is still valid.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        directory: Path,
+        *,
+        clock: Callable[[], datetime.datetime],
+        on_failure: Callable[[CollateralError], None],
+    ) -> None:
+        self._source = source
+        self._directory = directory
+        self._clock = clock
+        self._on_failure = on_failure
+        self._slots: dict[PlatformKind, _Slot] = {}
+        self._lock = threading.Lock()
+
+    def get(self, kind: PlatformKind) -> Collateral:
+        """Return valid collateral, fetched if need be.
+
+        Raises:
+            CollateralError: nothing valid is kept and it cannot be fetched.
+        """
+        with self._lock:
+            slot = self._slots.setdefault(kind, _Slot())
+        with slot.lock:
+            if slot.collateral is None:
+                self._read(kind, slot)
+            now = self._clock()
+            if slot.collateral is not None and now <= slot.expires:
+                return slot.collateral
+            if slot.failure is not None and now < slot.failed_at + RETRY_AFTER:
+                raise slot.failure
+            return self._fetch(kind, slot)
+
+    def refresh_due(self) -> None:
+        """Fetch what is in use and runs out soon; failures are told, not raised."""
+        limit = self._clock() + REFRESH_BEFORE
+        with self._lock:
+            slots = list(self._slots.items())
+        for kind, slot in slots:
+            if slot.collateral is None or slot.expires > limit:
+                continue
+            try:
+                collateral = self._ask(kind)
+            except CollateralError as error:
+                self._on_failure(error)
+                continue
+            with slot.lock:
+                slot.keep(collateral)
+
+    def _fetch(self, kind: PlatformKind, slot: _Slot) -> Collateral:
+        try:
+            return slot.keep(self._ask(kind))
+        except CollateralError as error:
+            slot.failure, slot.failed_at = error, self._clock()
+            raise
+
+    def _ask(self, kind: PlatformKind) -> Collateral:
+        collateral = self._source.get(kind)
+        expires(collateral)  # what cannot be read is not kept
+        self._directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path(kind), collateral.to_json().encode())
+        return collateral
+
+    def _read(self, kind: PlatformKind, slot: _Slot) -> None:
+        try:
+            slot.keep(Collateral.from_json(self._path(kind).read_bytes()))
+        except FileNotFoundError:
+            return
+        except CollateralError as error:
+            # A damaged file is as good as none: it is fetched again and overwritten.
+            self._on_failure(error)
+
+    def _path(self, kind: PlatformKind) -> Path:
+        return self._directory / f"{kind.tee}-{kind.fmspc}-{kind.ca}.json"
+
+
+def cache_directory(cache: Path, url: str) -> Path:
+    """Return where collateral of the service ``url`` is kept below the cache directory."""
+    return cache / "collateral" / hashlib.sha256(url.encode()).hexdigest()[:16]

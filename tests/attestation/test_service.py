@@ -1,0 +1,325 @@
+"""Collateral from a service: a PCCS with Intel's real collateral, and one that misbehaves."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloister.attestation import Collateral, intel
+from cloister.attestation.dcap import kind_of
+from cloister.attestation.expiry import expires, parse_time
+from cloister.attestation.pcs import Answer, PlatformKind, signed_member
+from cloister.attestation.policy import AnyEnclave, TcbStatus, all_of
+from cloister.attestation.service import (
+    CollateralCache,
+    CollateralService,
+    crl_location,
+)
+from cloister.attestation.trust import Authenticator, Trust
+from cloister.errors import CollateralError, CollateralFetchError
+from cloister.sgx.quote import parse_quote
+
+UTC = datetime.timezone.utc
+DATA = Path(__file__).parent.parent / "data" / "quotes"
+NOW = datetime.datetime(2025, 6, 20, 12, tzinfo=UTC)
+KINDS = {
+    "sgx": PlatformKind("sgx", "00A067110000", "processor"),
+    "tdx": PlatformKind("tdx", "B0C06F000000", "platform"),
+}
+
+
+def collateral(name: str) -> Collateral:
+    return Collateral.from_json((DATA / f"{name}_quote_collateral.json").read_text())
+
+
+def quote(name: str) -> bytes:
+    return (DATA / f"{name}_quote").read_bytes()
+
+
+class Pccs:
+    """A web server that answers from a table and remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
+        self.asked: list[str] = []
+        for name, kind in KINDS.items():
+            self.serve(kind, collateral(name))
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.asked.append(self.path)
+                status, headers, body = outer.answers.get(self.path, (404, {}, b"not found"))
+                self.send_response(status)
+                for header, value in headers.items():
+                    self.send_header(header, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def serve(self, kind: PlatformKind, served: Collateral) -> None:
+        def chain(name: str, pem: str) -> dict[str, str]:
+            return {name: urllib.parse.quote(pem)}
+
+        info = f'{{"tcbInfo":{served.tcb_info},"signature":"{served.tcb_info_signature.hex()}"}}'
+        identity = (
+            f'{{"enclaveIdentity":{served.qe_identity},'
+            f'"signature":"{served.qe_identity_signature.hex()}"}}'
+        )
+        tcb_chain = chain("TCB-Info-Issuer-Chain", served.tcb_info_issuer_chain)
+        qe_chain = chain("SGX-Enclave-Identity-Issuer-Chain", served.qe_identity_issuer_chain)
+        crl_chain = chain("SGX-PCK-CRL-Issuer-Chain", served.pck_crl_issuer_chain)
+        self.answers |= {
+            kind.tcb_info_path: (200, tcb_chain, info.encode()),
+            kind.qe_identity_path: (200, qe_chain, identity.encode()),
+            kind.pck_crl_path: (200, crl_chain, served.pck_crl),
+            "/sgx/certification/v4/rootcacrl": (200, {}, served.root_ca_crl.hex().encode()),
+        }
+
+
+@pytest.fixture
+def pccs() -> Iterator[Pccs]:
+    made = Pccs()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+@pytest.mark.parametrize("name", ["sgx", "tdx"])
+def test_what_is_fetched_is_what_was_published(pccs: Pccs, name: str) -> None:
+    kind = kind_of(parse_quote(quote(name)))
+    assert kind == KINDS[name]
+    assert CollateralService(pccs.url + "/", intel()).get(kind) == collateral(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "status"), [("sgx", "ConfigurationAndSWHardeningNeeded"), ("tdx", "UpToDate")]
+)
+def test_a_real_quote_is_accepted_with_fetched_collateral(
+    pccs: Pccs, name: str, status: str
+) -> None:
+    trust = Trust(sources=((intel(), CollateralService(pccs.url, intel())),))
+    authentication = Authenticator(trust, lambda: NOW).authenticate(quote(name))
+    assert authentication.judge(all_of(AnyEnclave(), TcbStatus(status))).accepted
+
+
+def test_without_an_answer_nothing_is_accepted(pccs: Pccs) -> None:
+    pccs.answers.clear()
+    trust = Trust(sources=((intel(), CollateralService(pccs.url, intel())),))
+    verdict = Authenticator(trust, lambda: NOW).authenticate(quote("sgx")).judge(AnyEnclave())
+    with pytest.raises(CollateralFetchError, match="HTTP status 404"):
+        verdict.require()
+
+
+def broken(pccs: Pccs, part: str, answer: tuple[int, dict[str, str], bytes]) -> CollateralService:
+    (path,) = [path for path in pccs.answers if part in path and "tdx" not in path]
+    pccs.answers[path] = answer
+    return CollateralService(pccs.url, intel())
+
+
+@pytest.mark.parametrize("part", ["sgx/certification/v4/tcb", "qe/identity", "pckcrl?ca=processor"])
+def test_an_answer_without_its_chain_is_refused(pccs: Pccs, part: str) -> None:
+    (path,) = [path for path in pccs.answers if part in path and "tdx" not in path]
+    service = broken(pccs, part, (200, {}, pccs.answers[path][2]))
+    with pytest.raises(CollateralError, match="lacks the header"):
+        service.get(KINDS["sgx"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b"nonsense",
+        b'{"tcbInfo":{}}',
+        b'{"tcbInfo":{},"signature":1}',
+        b'{"tcbInfo":{},"signature":"0g"}',
+        b'{"tcbInfo":{},"signature":"00","more":1}',
+        b'{"more":1,"tcbInfo":{},"signature":"00"}',
+        b'{"tcbInfo":{},"signature":"000"}',
+        b"\xff\xfe",
+        b"[" * 200000,
+    ],
+)
+def test_damaged_tcb_info_is_refused(pccs: Pccs, body: bytes) -> None:
+    headers = pccs.answers[KINDS["sgx"].tcb_info_path][1]
+    service = broken(pccs, "sgx/certification/v4/tcb", (200, headers, body))
+    with pytest.raises(CollateralError):
+        service.get(KINDS["sgx"])
+
+
+def test_an_endless_answer_is_cut(pccs: Pccs) -> None:
+    service = broken(pccs, "rootcacrl", (200, {}, bytes(5 * 1024 * 1024)))
+    with pytest.raises(CollateralFetchError, match="more than"):
+        service.get(KINDS["sgx"])
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://[", "gopher://x", ""])
+def test_a_service_that_cannot_be_reached_is_named(url: str) -> None:
+    with pytest.raises(CollateralFetchError, match="/tcb") as caught:
+        CollateralService(url, intel(), httpx.Client(timeout=2)).get(KINDS["sgx"])
+    assert caught.value.hint
+
+
+def test_intels_root_says_where_its_list_is() -> None:
+    assert crl_location(intel()).startswith("https://certificates.trustedservices.intel.com/")
+
+
+@given(st.text(max_size=30), st.binary(max_size=40))
+def test_the_signed_text_is_cut_out_untouched(value: str, signature: bytes) -> None:
+    text = json.dumps({"b": value, "a": [1, 2.50]}, ensure_ascii=False, indent=2)
+    body = f'{{ "tcbInfo" : {text} ,\n"signature":"{signature.hex()}" }}\n'.encode()
+    assert signed_member(body, "tcbInfo") == (text, signature)
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_refused(body: bytes) -> None:
+    with pytest.raises(CollateralError):
+        signed_member(body, "tcbInfo")
+
+
+@pytest.mark.parametrize(
+    "fields", [("sev", "0" * 12, "platform"), ("sgx", "../x", "platform"), ("sgx", "0" * 12, "x")]
+)
+def test_kinds_that_do_not_exist(fields: tuple[str, str, str]) -> None:
+    with pytest.raises(CollateralError):
+        PlatformKind(*fields)
+
+
+def test_chains_in_headers_are_url_encoded() -> None:
+    answer = Answer(b"", {"tcb-info-issuer-chain": "-----BEGIN%20X-----%0A%2B%2F"})
+    assert answer.chain("TCB-Info-Issuer-Chain") == "-----BEGIN X-----\n+/"
+
+
+def test_collateral_runs_out_with_its_first_part() -> None:
+    assert expires(collateral("sgx")) == datetime.datetime(2025, 7, 19, 10, 1, 18, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("text", ["", "2025-07-19", "2025-07-19T10:01:18"])
+def test_times_without_zone_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_time(text)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime.datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def cache_of(
+    pccs: Pccs, directory: Path, clock: Clock, failures: list[CollateralError] | None = None
+) -> CollateralCache:
+    service = CollateralService(pccs.url, intel())
+    on_failure = (failures if failures is not None else []).append
+    return CollateralCache(service, directory, clock=clock, on_failure=on_failure)
+
+
+SGX = KINDS["sgx"]
+
+
+def test_the_service_is_asked_once_and_a_new_process_reads_the_disk(
+    pccs: Pccs, tmp_path: Path, clock: Clock
+) -> None:
+    first = cache_of(pccs, tmp_path / "cache", clock)
+    assert first.get(SGX) == first.get(SGX) == collateral("sgx")
+    assert len(pccs.asked) == 4
+    assert cache_of(pccs, tmp_path / "cache", clock).get(SGX) == collateral("sgx")
+    assert len(pccs.asked) == 4
+
+
+def test_what_has_run_out_is_not_given_out(pccs: Pccs, tmp_path: Path, clock: Clock) -> None:
+    cache = cache_of(pccs, tmp_path, clock)
+    cache.get(SGX)
+    clock.now = expires(collateral("sgx")) + datetime.timedelta(seconds=1)
+    pccs.answers.clear()
+    with pytest.raises(CollateralFetchError):
+        cache.get(SGX)
+
+
+def test_a_failure_is_remembered_for_a_minute(pccs: Pccs, tmp_path: Path, clock: Clock) -> None:
+    cache = cache_of(pccs, tmp_path, clock)
+    answers, pccs.answers = pccs.answers, {}
+    for _ in range(3):
+        with pytest.raises(CollateralFetchError):
+            cache.get(SGX)
+    assert len(pccs.asked) == 1
+    pccs.answers = answers
+    clock.now += datetime.timedelta(minutes=2)
+    assert cache.get(SGX) == collateral("sgx")
+
+
+def test_it_is_refreshed_ahead_of_time(pccs: Pccs, tmp_path: Path, clock: Clock) -> None:
+    cache = cache_of(pccs, tmp_path, clock)
+    cache.get(SGX)
+    cache.refresh_due()
+    assert len(pccs.asked) == 4
+    clock.now = expires(collateral("sgx")) - datetime.timedelta(days=6)
+    cache.refresh_due()
+    assert len(pccs.asked) == 8
+
+
+def test_a_failed_refresh_is_told_and_does_no_harm(
+    pccs: Pccs, tmp_path: Path, clock: Clock
+) -> None:
+    failures: list[CollateralError] = []
+    cache = cache_of(pccs, tmp_path, clock, failures)
+    cache.get(SGX)
+    pccs.answers.clear()
+    clock.now = expires(collateral("sgx")) - datetime.timedelta(days=1)
+    cache.refresh_due()
+    assert [type(failure) for failure in failures] == [CollateralFetchError]
+    assert cache.get(SGX) == collateral("sgx")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"garbage"])
+def test_a_damaged_file_is_fetched_again(
+    pccs: Pccs, tmp_path: Path, clock: Clock, content: bytes
+) -> None:
+    (tmp_path / "sgx-00A067110000-processor.json").write_bytes(content)
+    failures: list[CollateralError] = []
+    assert cache_of(pccs, tmp_path, clock, failures).get(SGX) == collateral("sgx")
+    assert len(failures) == 1
+
+
+def test_unreadable_collateral_is_not_kept(pccs: Pccs, tmp_path: Path, clock: Clock) -> None:
+    broken(pccs, "rootcacrl", (200, {}, b"00"))
+    with pytest.raises(CollateralError):
+        cache_of(pccs, tmp_path, clock).get(SGX)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_platforms_are_kept_apart(pccs: Pccs, tmp_path: Path, clock: Clock) -> None:
+    cache = cache_of(pccs, tmp_path, clock)
+    assert cache.get(KINDS["tdx"]) == collateral("tdx")
+    pccs.answers["/sgx/certification/v4/rootcacrl"] = (
+        200,
+        {},
+        collateral("sgx").root_ca_crl.hex().encode(),
+    )
+    assert cache.get(SGX) == collateral("sgx")
+    assert cache.get(KINDS["tdx"]) == collateral("tdx")
