@@ -12,8 +12,8 @@ import tomli
 
 from cloister.errors import InputError, ManifestError, TrustedIndexError
 from cloister.manifest.build import Built, Format, app_of, build, render_only
-from cloister.manifest.signed import load_signed
 from cloister.manifest.index import CHUNK_SIZE, UNKNOWN_SIZE
+from cloister.manifest.signed import load_signed
 from cloister.manifest.signing_key import load_signing_key
 from cloister.sgx.sigstruct import Sigstruct
 

@@ -31,6 +31,7 @@ COMMANDS: dict[str, Entry] = {
     "recover": Entry("cloister.cli.recover:recover", "Undo writes that a crash interrupted."),
     "certs": Entry("cloister.cli.certs:certs", "Make TLS certificates for a key server."),
     "build": Entry("cloister.cli.build:build", "Render, measure and sign an enclave."),
+    "manifest": Entry("cloister.cli.manifest:manifest", "Check, explain and convert manifests."),
     "platform": Entry("cloister.cli.platform:platform", "Show the platform; export its root."),
     "serve": Entry("cloister.cli.serve:serve", "Release a key to the enclave you expect."),
     "run": Entry("cloister.cli.run:run", "Run a program in its enclave."),

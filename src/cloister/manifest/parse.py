@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import typing
 from collections.abc import Callable, Mapping
@@ -63,35 +64,46 @@ class ManifestText:
         try:
             self.manifest = Manifest.model_validate(self.document)
         except ValidationError as error:
-            raise self._first_problem(error) from error
+            raise self._problems(error) from error
 
     @property
     def graphene(self) -> bool:
         """Whether the text uses keys of Graphene's dialect."""
         return self._translation.graphene
 
+    def origin(self, path: KeyPath) -> KeyPath:
+        """Return the path in the text of what stands at ``path`` of :attr:`document`."""
+        return self._translation.origin(path)
+
+    def line_of(self, path: KeyPath) -> int | None:
+        """Return the line of ``source`` for what stands at ``path`` of :attr:`document`."""
+        line = self._lines.line_of(self.origin(path))
+        return None if line is None else self._line_in_source(line)
+
     def problem(self, path: KeyPath, what: str, hint: str | None = None) -> ManifestError:
         """Return the error for what stands at ``path`` of :attr:`document`."""
-        return self._plain_problem(self._translation.origin(path), what, hint)
+        return self._plain_problem(self.origin(path), what, hint)
 
     def _plain_problem(self, path: KeyPath, what: str, hint: str | None = None) -> ManifestError:
         """Return the error for what stands at ``path`` of the text."""
-        where = self._where(self._lines().line_of(path))
+        where = self._where(self._lines.line_of(path))
         return ManifestError(f"{where}: {dotted(path)}: {what}", hint=hint)
 
     def trusted_file_problem(self, number: int, what: str, hint: str | None) -> ManifestError:
         """Return the error for item ``number`` of ``sgx.trusted_files``."""
         return self.problem(("sgx", "trusted_files", number), what, hint)
 
-    def _first_problem(self, error: ValidationError) -> ManifestError:
-        """Turn the problem that stands first in the text into one line."""
-        lines = self._lines()
-        problems = error.errors(include_url=False)
-        origin = self._translation.origin
-        first = min(problems, key=lambda problem: lines.line_of(origin(_path(problem))) or 0)
-        path = _path(first)
-        return self.problem(path, _sentence(first, path))
+    def _problems(self, error: ValidationError) -> ManifestError:
+        """Turn what is wrong into one line each, in the order of the text."""
+        found = error.errors(include_url=False)
+        found.sort(key=lambda problem: self._lines.line_of(self.origin(_path(problem))) or 0)
+        first, *others = (
+            self.problem(path, _sentence(problem, path))
+            for problem, path in ((problem, _path(problem)) for problem in found)
+        )
+        return ManifestError(first.message, others=[other.message for other in others])
 
+    @functools.cached_property
     def _lines(self) -> KeyLines:
         try:
             return KeyLines(self.text)

@@ -1,0 +1,113 @@
+"""``cloister manifest`` as a person uses it."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import tomli
+
+from cloister.cli.main import run
+
+GOOD = 'libos.entrypoint = "{{ program }}"\nsgx.trusted_files = ["file:file"]\n'
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "file").touch()
+    (tmp_path / "app.manifest.template").write_text(GOOD)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_render(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["manifest", "render", "app.manifest.template", "-D", "program=/x"]) == 0
+    rendered = capsys.readouterr().out
+    assert rendered == GOOD.replace("{{ program }}", "/x")
+    arguments = ["manifest", "render", "app.manifest.template", "-D", "program=/x", "-o", "app"]
+    assert run(arguments) == 0
+    assert (here / "app").read_text() == rendered
+
+
+def test_render_from_standard_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"{{ 1 + 1 }}\n")))
+    assert run(["manifest", "render", "-"]) == 0
+    assert capsys.readouterr().out == "2\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n{{ x }}\n")))
+    assert run(["manifest", "render", "-"]) == 2
+    assert "standard input:2: template: 'x' is undefined" in capsys.readouterr().err
+
+
+def test_check_accepts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["manifest", "check", "app.manifest.template", "-D", "program=/x"]) == 0
+    assert capsys.readouterr().out == "app.manifest.template: ok\n"
+
+
+def test_check_reports_everything(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "bad.manifest").write_text("sgx.debug = 1\nsgx.isvsvn = -1\nq = 1\n")
+    assert run(["manifest", "check", "bad.manifest"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "cloister: error: bad.manifest: libos: missing, but needed",
+        "cloister: error: bad.manifest:1: sgx.debug: expected true or false, without quotes",
+        "cloister: error: bad.manifest:2: sgx.isvsvn: -1 is out of range, expected at least 0",
+        "cloister: error: bad.manifest:3: q: unknown key; known here: cloister, fs, libos, loader,"
+        " sgx, sys",
+    ]
+
+
+def test_check_looks_for_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (
+        'libos.entrypoint = "/x"\nsgx.trusted_files = [\n"file:one",\n"file:file",\n"file:two"]\n'
+    )
+    (here / "bad.manifest").write_text(text)
+    assert run(["manifest", "check", "bad.manifest"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(": file:")[0] for line in lines] == [
+        "cloister: error: bad.manifest:3: sgx.trusted_files[0]",
+        "cloister: error: bad.manifest:5: sgx.trusted_files[2]",
+    ]
+    assert run(["manifest", "check", "--no-files", "bad.manifest"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["check", "none"], "none: there is no such file"),
+        (["check", "file", "-D", "a=b"], "-D a=b: file is no template"),
+        (["explain", "app.manifest.template"], "app.manifest.template:1: template: 'program' is"),
+        (["convert", "app.manifest.template"], "Missing option '--to'"),
+    ],
+)
+def test_mistakes(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["manifest", *arguments]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_not_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "latin.manifest").write_bytes(b"\xe9")
+    assert run(["manifest", "check", "latin.manifest"]) == 2
+    assert "latin.manifest: not UTF-8 text" in capsys.readouterr().err
+
+
+def test_explain(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "app.manifest").write_text('libos.entrypoint = "/x"\nsgx.debug = true\n')
+    assert run(["manifest", "explain", "app.manifest"]) == 0
+    assert "  line 2: sgx.debug: the host reads" in capsys.readouterr().out
+    assert run(["manifest", "explain", "--json", "app.manifest"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [remark["key"] for remark in facts["insecure"]] == ["sgx.debug"]
+
+
+def test_convert(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "old.manifest").write_text('libos.entrypoint = "/x"\nsgx.thread_num = 8\n')
+    arguments = ["manifest", "convert", "old.manifest", "--to", "gramine", "-o", "new.manifest"]
+    assert run(arguments) == 0
+    assert tomli.loads((here / "new.manifest").read_text())["sgx"]["max_threads"] == 8
+    assert "note: sgx.debug is off now" in capsys.readouterr().err
+    assert run(["manifest", "convert", "new.manifest", "--to", "graphene"]) == 0
+    assert tomli.loads(capsys.readouterr().out)["sgx"]["thread_num"] == 8
