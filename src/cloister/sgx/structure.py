@@ -46,8 +46,7 @@ class Structure:
         """
         self._require_size(data)
         return {
-            name: code.unpack_from(data, offset)[0]
-            for name, (offset, code) in self._fields.items()
+            name: code.unpack_from(data, offset)[0] for name, (offset, code) in self._fields.items()
         }
 
     def pack(self, values: Mapping[str, Value]) -> bytes:
