@@ -8,16 +8,20 @@ from pathlib import Path
 import pytest
 
 from cloister.attestation import Collateral, Evidence, intel, verify_quote
-from cloister.attestation.policy import (
+from cloister.attestation.anchors import INTEL_ROOT_SHA256
+from cloister.attestation.conditions import (
     Advisories,
-    AnyEnclave,
     Attributes,
     MinimumTcbDate,
+    ReportData,
+    Root,
+)
+from cloister.attestation.policy import (
+    AnyEnclave,
     MrEnclave,
     MrSigner,
     MrTd,
     Policy,
-    ReportData,
     Subject,
     TcbStatus,
     all_of,
@@ -30,6 +34,7 @@ from cloister.errors import (
     RefusedError,
     ReportDataError,
     TcbStatusError,
+    UntrustedRootError,
     WrongMeasurementError,
     WrongSignerError,
 )
@@ -75,6 +80,8 @@ ACCEPTED = [
     Attributes(bytes.fromhex("0500000000000000e700000000000000"), b"\xff" * 16),
     Attributes(bytes(16), bytes.fromhex("02000000000000000000000000000000")),
     ReportData(b"Hello, world!".ljust(64, b"\0")),
+    Root(INTEL_ROOT_SHA256),
+    Root(INTEL_ROOT_SHA256.upper(), "0" * 64),
     all_of(MrEnclave(MRENCLAVE), TcbStatus(STATUS)),
     any_of(MrEnclave(SOMETHING_ELSE), MrEnclave(MRENCLAVE)),
 ]
@@ -91,6 +98,7 @@ REFUSED: list[tuple[Policy, type[RefusedError]]] = [
     (MinimumTcbDate(datetime.datetime(2024, 3, 14, tzinfo=UTC)), TcbStatusError),
     (Attributes(bytes(16), b"\x01" + bytes(15)), EnclaveAttributesError),
     (ReportData(bytes(64)), ReportDataError),
+    (Root("0" * 64), UntrustedRootError),
     (all_of(MrEnclave(MRENCLAVE), TcbStatus()), TcbStatusError),
     (any_of(MrEnclave(SOMETHING_ELSE), MrSigner(MRSIGNER, 9, 0)), WrongMeasurementError),
 ]
@@ -148,6 +156,17 @@ def test_a_status_named_on_one_branch_only_does_not_count(sgx: Evidence) -> None
     assert not completed(loose).verify(sgx).passed
 
 
+def test_each_alternative_keeps_its_own_status(sgx: Evidence) -> None:
+    named = all_of(MrEnclave(MRENCLAVE), TcbStatus(STATUS))
+    for policy in (
+        any_of(named, MrEnclave(SOMETHING_ELSE)),
+        all_of(Root(INTEL_ROOT_SHA256), any_of(MrEnclave(SOMETHING_ELSE), named)),
+        any_of(all_of(any_of(named, MrEnclave(SOMETHING_ELSE))), MrEnclave(SOMETHING_ELSE)),
+    ):
+        assert completed(policy).verify(sgx).passed
+        assert Subject.TCB in completed(policy).names
+
+
 @pytest.mark.parametrize("status", ["Revoked", "uptodate", "OK", ""])
 def test_statuses_that_cannot_be_accepted(status: str) -> None:
     with pytest.raises(PolicyError):
@@ -162,6 +181,8 @@ def test_values_of_the_wrong_size_or_number_are_refused() -> None:
         lambda: MrTd(bytes(32)),
         lambda: MrTd(bytes(48), ((4, bytes(48)),)),
         lambda: ReportData(bytes(32)),
+        Root,
+        lambda: Root("intel"),
         lambda: Attributes(bytes(8), bytes(8)),
         all_of,
         any_of,

@@ -9,7 +9,6 @@ refused before any quote is looked at, and the TCB status defaults to UpToDate a
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import enum
 from collections.abc import Iterable
 from typing import Protocol
@@ -19,9 +18,7 @@ from cloister.attestation.status import TCB_STATUSES, UP_TO_DATE
 from cloister.attestation.verdict import Check
 from cloister.errors import (
     AttestationError,
-    EnclaveAttributesError,
     PolicyError,
-    ReportDataError,
     TcbStatusError,
     WrongMeasurementError,
     WrongSignerError,
@@ -53,7 +50,6 @@ class Policy(Protocol):
 
 
 _IDENTITY = frozenset({Subject.IDENTITY})
-_NOTHING: frozenset[Subject] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +60,17 @@ class MrEnclave:
     names = _IDENTITY
 
     def __init__(self, *accepted: bytes) -> None:
-        _require_sizes("MRENCLAVE", accepted, 32)
+        require_sizes("MRENCLAVE", accepted, 32)
         object.__setattr__(self, "accepted", frozenset(accepted))
 
     def describe(self) -> str:
         """Say in plain words what is accepted."""
-        return f"MRENCLAVE {_either(item.hex() for item in self.accepted)}"
+        return f"MRENCLAVE {either(item.hex() for item in self.accepted)}"
 
     def verify(self, evidence: Evidence) -> Check:
         """Compare MRENCLAVE; a TDX quote has none and fails."""
         found = evidence.sgx.mr_enclave if evidence.sgx else None
-        return _one_of("MRENCLAVE", found, self.accepted, WrongMeasurementError)
+        return one_of("MRENCLAVE", found, self.accepted, WrongMeasurementError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +89,7 @@ class MrSigner:
     names = _IDENTITY
 
     def __post_init__(self) -> None:
-        _require_sizes("MRSIGNER", [self.signer], 32)
+        require_sizes("MRSIGNER", [self.signer], 32)
 
     def describe(self) -> str:
         """Say in plain words what is accepted."""
@@ -108,7 +104,7 @@ class MrSigner:
         if report is None:
             return Check("MRSIGNER", False, "a TDX quote", self.signer.hex(), WrongSignerError)
         parts = (
-            _one_of("MRSIGNER", report.mr_signer, {self.signer}, WrongSignerError),
+            one_of("MRSIGNER", report.mr_signer, {self.signer}, WrongSignerError),
             Check(
                 "ISVPRODID",
                 report.isv_prod_id == self.isv_prod_id,
@@ -143,7 +139,7 @@ class MrTd:
     names = _IDENTITY
 
     def __post_init__(self) -> None:
-        _require_sizes("MRTD", [self.mr_td, *(value for _, value in self.rtmrs)], 48)
+        require_sizes("MRTD", [self.mr_td, *(value for _, value in self.rtmrs)], 48)
         if any(number not in range(4) for number, _ in self.rtmrs):
             raise PolicyError("RTMR: there are registers 0 to 3")
 
@@ -157,10 +153,10 @@ class MrTd:
         report = evidence.tdx
         if report is None:
             return Check("MRTD", False, "an SGX quote", self.mr_td.hex(), WrongMeasurementError)
-        parts = [_one_of("MRTD", report.mr_td, {self.mr_td}, WrongMeasurementError)]
+        parts = [one_of("MRTD", report.mr_td, {self.mr_td}, WrongMeasurementError)]
         for number, value in self.rtmrs:
             found: bytes = getattr(report, f"rtmr{number}")
-            parts.append(_one_of(f"RTMR{number}", found, {value}, WrongMeasurementError))
+            parts.append(one_of(f"RTMR{number}", found, {value}, WrongMeasurementError))
         return _all("TDX measurements", parts)
 
 
@@ -201,104 +197,14 @@ class TcbStatus:
 
     def describe(self) -> str:
         """Say in plain words what is accepted."""
-        return f"TCB status {_either(self.accepted)}"
+        return f"TCB status {either(self.accepted)}"
 
     def verify(self, evidence: Evidence) -> Check:
         """Compare the status."""
         found = evidence.tcb_status
         shown = found + (f" ({', '.join(evidence.advisories)})" if evidence.advisories else "")
         passed = found in self.accepted
-        return Check("TCB status", passed, shown, _either(self.accepted), TcbStatusError)
-
-
-@dataclasses.dataclass(frozen=True)
-class Advisories:
-    """No advisory applies to the platform's TCB level except these."""
-
-    tolerated: frozenset[str]
-    names = _NOTHING
-
-    def __init__(self, *tolerated: str) -> None:
-        object.__setattr__(self, "tolerated", frozenset(item.upper() for item in tolerated))
-
-    def describe(self) -> str:
-        """Say in plain words what is accepted."""
-        return f"no advisories but {_either(self.tolerated)}" if self.tolerated else "no advisories"
-
-    def verify(self, evidence: Evidence) -> Check:
-        """Compare the advisories."""
-        unwanted = [item for item in evidence.advisories if item.upper() not in self.tolerated]
-        found = ", ".join(evidence.advisories) or "none"
-        expected = f"none but {', '.join(sorted(self.tolerated))}" if self.tolerated else "none"
-        return Check("advisories", not unwanted, found, expected, TcbStatusError)
-
-
-@dataclasses.dataclass(frozen=True)
-class MinimumTcbDate:
-    """The platform's TCB level is of this date or newer."""
-
-    date: datetime.datetime
-    names = _NOTHING
-
-    def describe(self) -> str:
-        """Say in plain words what is accepted."""
-        return f"TCB date {self.date.isoformat()} or later"
-
-    def verify(self, evidence: Evidence) -> Check:
-        """Compare the date."""
-        found = evidence.tcb_date
-        expected = f"{self.date.isoformat()} or later"
-        return Check("TCB date", found >= self.date, found.isoformat(), expected, TcbStatusError)
-
-
-@dataclasses.dataclass(frozen=True)
-class Attributes:
-    """The enclave's ATTRIBUTES equal ``value`` in the bits of ``mask``.
-
-    Attributes:
-        value: 16 bytes, FLAGS and XFRM, little endian each.
-        mask: 16 bytes; zero bits are free.
-    """
-
-    value: bytes
-    mask: bytes
-    names = _NOTHING
-
-    def __post_init__(self) -> None:
-        _require_sizes("attributes", [self.value, self.mask], 16)
-
-    def describe(self) -> str:
-        """Say in plain words what is accepted."""
-        return f"attributes {self.value.hex()} in the bits {self.mask.hex()}"
-
-    def verify(self, evidence: Evidence) -> Check:
-        """Compare the masked attributes of an SGX enclave."""
-        report = evidence.sgx
-        expected = f"{self.value.hex()} in the bits {self.mask.hex()}"
-        if report is None:
-            return Check("attributes", False, "a TDX quote", expected, EnclaveAttributesError)
-        found = report.flags.to_bytes(8, "little") + report.xfrm.to_bytes(8, "little")
-        wrong = any((a ^ b) & m for a, b, m in zip(found, self.value, self.mask, strict=True))
-        return Check("attributes", not wrong, found.hex(), expected, EnclaveAttributesError)
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportData:
-    """The quote was made for this purpose: its report data is exactly this (64 bytes)."""
-
-    expected: bytes
-    names = _NOTHING
-
-    def __post_init__(self) -> None:
-        _require_sizes("report data", [self.expected], 64)
-
-    def describe(self) -> str:
-        """Say in plain words what is accepted."""
-        return f"report data {self.expected.hex()}"
-
-    def verify(self, evidence: Evidence) -> Check:
-        """Compare the 64 bytes."""
-        return _one_of("report data", evidence.report_data, {self.expected}, ReportDataError)
+        return Check("TCB status", passed, shown, either(self.accepted), TcbStatusError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,7 +268,27 @@ def completed(policy: Policy) -> Policy:
             "the policy does not say which enclave it means",
             hint="name at least MRENCLAVE, or MRSIGNER with a product id and a minimum SVN",
         )
-    return policy if Subject.TCB in policy.names else all_of(policy, TcbStatus())
+    return _with_tcb_status(policy)
+
+
+def _with_tcb_status(policy: Policy) -> Policy:
+    """Add the default where a policy, or one of its alternatives, names no TCB status."""
+    if Subject.TCB in policy.names:
+        return policy
+    if isinstance(policy, AnyOf) and _mentions_tcb(policy):
+        return AnyOf(tuple(_with_tcb_status(part) for part in policy.parts))
+    if isinstance(policy, AllOf):
+        for number, part in enumerate(policy.parts):
+            if _mentions_tcb(part):
+                before, after = policy.parts[:number], policy.parts[number + 1 :]
+                return AllOf((*before, _with_tcb_status(part), *after))
+    return all_of(policy, TcbStatus())
+
+
+def _mentions_tcb(policy: Policy) -> bool:
+    if isinstance(policy, (AllOf, AnyOf)):
+        return any(_mentions_tcb(part) for part in policy.parts)
+    return Subject.TCB in policy.names
 
 
 def _some(parts: tuple[Policy, ...]) -> tuple[Policy, ...]:
@@ -371,7 +297,12 @@ def _some(parts: tuple[Policy, ...]) -> tuple[Policy, ...]:
     return parts
 
 
-def _require_sizes(name: str, values: Iterable[bytes], size: int) -> None:
+def require_sizes(name: str, values: Iterable[bytes], size: int) -> None:
+    """Check the lengths of a policy's values.
+
+    Raises:
+        PolicyError: there are none, or one has another length.
+    """
     values = list(values)
     if not values:
         raise PolicyError(f"{name}: at least one value is needed")
@@ -380,15 +311,17 @@ def _require_sizes(name: str, values: Iterable[bytes], size: int) -> None:
             raise PolicyError(f"{name}: {len(value)} bytes, expected {size}")
 
 
-def _one_of(
+def one_of(
     name: str, found: bytes | None, accepted: Iterable[bytes], error: type[AttestationError]
 ) -> Check:
+    """Return the check that ``found`` is one of the accepted values."""
     expected = frozenset(accepted)
     shown = found.hex() if found is not None else "none in this kind of quote"
-    return Check(name, found in expected, shown, _either(item.hex() for item in expected), error)
+    return Check(name, found in expected, shown, either(item.hex() for item in expected), error)
 
 
-def _either(items: Iterable[str]) -> str:
+def either(items: Iterable[str]) -> str:
+    """Return alternatives in words, sorted."""
     return " or ".join(sorted(items))
 
 

@@ -1,0 +1,142 @@
+"""Policies in TOML: what they mean, and that nothing odd is read leniently."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloister.attestation import Collateral, Verdict, intel, verify_quote
+from cloister.attestation.policy_file import parse_policy
+from cloister.errors import (
+    PolicyError,
+    RefusedError,
+    TcbStatusError,
+    UntrustedRootError,
+    WrongMeasurementError,
+    WrongSignerError,
+)
+
+DATA = Path(__file__).parent.parent / "data" / "quotes"
+NOW = datetime.datetime(2025, 6, 20, 12, tzinfo=datetime.timezone.utc)
+ENCLAVE = 'mrenclave = "33d8736db756ed4997e04ba358d27833188f1932ff7b1d156904d3f560452fbb"'
+SIGNER = """
+mrsigner = "815f42f11cf64430c30bab7816ba596a1da0130c3b028b673133a66cf9a3e0e6"
+isv_prod_id = 0
+minimum_isv_svn = 0
+"""
+OTHER = f'mrenclave = "{"00" * 32}"'
+STATUS = 'tcb_status = ["UpToDate", "ConfigurationAndSWHardeningNeeded"]'
+MRTD = (
+    'mrtd = "91eb2b44d141d4ece09f0c75c2c53d247a3c68edd7fafe8a3520c942a604a407'
+    'de03ae6dc5f87f27428b2538873118b7"'
+)
+
+
+def judge(*lines: str, name: str = "sgx") -> Verdict:
+    return verify_quote(
+        (DATA / f"{name}_quote").read_bytes(),
+        collateral=Collateral.from_json((DATA / f"{name}_quote_collateral.json").read_text()),
+        anchors=[intel()],
+        now=NOW,
+        policy=parse_policy("\n".join(["version = 1", *lines])),
+    )
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [ENCLAVE, STATUS],
+        [SIGNER, STATUS],
+        [ENCLAVE, STATUS, "debug = false"],
+        [ENCLAVE, STATUS, 'roots = ["intel"]'],
+        [ENCLAVE, STATUS, 'advisories = ["INTEL-SA-00289", "INTEL-SA-00615"]'],
+        [ENCLAVE, STATUS, "minimum_tcb_date = 2024-03-13"],
+        [ENCLAVE, STATUS, "minimum_tcb_date = 2024-03-13T00:00:00Z"],
+        [ENCLAVE, STATUS, f'attributes = {{ value = "05{"0" * 30}", mask = "ff{"0" * 30}" }}'],
+        [ENCLAVE, STATUS, f'report_data = "{b"Hello, world!".hex().ljust(128, "0")}"'],
+        [STATUS, "[[any]]", OTHER, "[[any]]", ENCLAVE],
+        [STATUS, "[[all]]", SIGNER, "[[all]]", ENCLAVE],
+        [STATUS, "[[any]]", OTHER, "[[any]]", "[[any.all]]", SIGNER, "[[any.all]]", ENCLAVE],
+        ["[[any]]", ENCLAVE, STATUS, "[[any]]", OTHER],
+        [STATUS, ENCLAVE.replace('"', "['", 1).replace('"', "', '" + "0" * 64 + "']")],
+    ],
+)
+def test_accepted(lines: list[str]) -> None:
+    verdict = judge(*lines)
+    assert verdict.accepted, verdict.to_text()
+
+
+@pytest.mark.parametrize(
+    ("lines", "error"),
+    [
+        ([OTHER, STATUS], WrongMeasurementError),
+        ([ENCLAVE], TcbStatusError),
+        ([ENCLAVE, STATUS, f'roots = ["{"0" * 64}"]'], UntrustedRootError),
+        ([ENCLAVE, STATUS, "advisories = []"], TcbStatusError),
+        ([ENCLAVE, STATUS, "minimum_tcb_date = 2024-03-14"], TcbStatusError),
+        ([SIGNER.replace("svn = 0", "svn = 1"), STATUS], WrongSignerError),
+        ([STATUS, "[[all]]", OTHER, "[[all]]", ENCLAVE], WrongMeasurementError),
+        (["[[any]]", OTHER, STATUS, "[[any]]", ENCLAVE], TcbStatusError),
+        ([MRTD, STATUS], WrongMeasurementError),
+    ],
+)
+def test_refused(lines: list[str], error: type[RefusedError]) -> None:
+    with pytest.raises(error):
+        judge(*lines).require()
+
+
+def test_tdx() -> None:
+    assert judge(MRTD, name="tdx").accepted
+    with pytest.raises(WrongMeasurementError, match="RTMR1"):
+        judge(MRTD, f'rtmr1 = "{"0" * 96}"', name="tdx").require()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "version"),
+        ("version = 2\n" + ENCLAVE, "version"),
+        ("version = 1", "which enclave"),
+        ("version = 1\n" + STATUS, "which enclave"),
+        ("version = 1\n[[any]]\n" + ENCLAVE + "\n[[any]]\n" + STATUS, "which enclave"),
+        ("version = 1\n[[any]]\n" + ENCLAVE + "\n[[any]]\n", "empty table"),
+        ("version = 1\nany = []\n" + ENCLAVE, "at least one"),
+        ("version = 1\nmrenclave = []", "at least one"),
+        ("version = 1\ntcb_status = []\n" + ENCLAVE, "tcb_status is empty"),
+        ("version = 1\ntcb_status = ['Revoked']\n" + ENCLAVE, "never acceptable"),
+        ("version = 1\nroots = []\n" + ENCLAVE, "fingerprints"),
+        ("version = 1\nroots = ['here']\n" + ENCLAVE, "fingerprints"),
+        ("version = 1\ndebug = true\n" + ENCLAVE, "debug"),
+        ("version = 1\nmrenclav = 'x'\n" + ENCLAVE, "mrenclav"),
+        ("version = 1\nmrenclave = 'xyz'", "not hexadecimal"),
+        ("version = 1\nmrenclave = '00'", "expected 32"),
+        ("version = 1\nmrenclave = 5", "mrenclave"),
+        ("version = 1\n" + SIGNER.replace("isv_prod_id = 0", ""), "belong together"),
+        ("version = 1\n" + SIGNER.replace("isv_prod_id = 0", "isv_prod_id = -1"), "isv_prod_id"),
+        ("version = 1\n" + SIGNER.replace("isv_prod_id = 0", "isv_prod_id = '0'"), "isv_prod_id"),
+        (f"version = 1\n{ENCLAVE}\nrtmr0 = '{'0' * 96}'", "mrtd"),
+        ("version = 1\n" + ENCLAVE + "\nreport_data = '00'", "report_data"),
+        ("version = 1\n" + "[[any]]\n" + ENCLAVE + "\nroots = ['intel']", "roots"),
+        ("version = 1\n" + ENCLAVE + "\n" + ENCLAVE, "TOML"),
+        ("version = 1\nall = " + "[{all=" * 30 + "[]" + "}]" * 30, "nested"),
+        ("x = " + "[" * 100000, "TOML"),
+    ],
+)
+def test_policies_that_cannot_be_used(text: str, words: str) -> None:
+    with pytest.raises(PolicyError, match=words):
+        parse_policy(text)
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_refused(data: bytes) -> None:
+    with pytest.raises(PolicyError):
+        parse_policy(data)
+
+
+def test_an_oversized_policy_is_refused() -> None:
+    with pytest.raises(PolicyError, match="at most"):
+        parse_policy("#" * 2_000_000)
