@@ -80,13 +80,20 @@ def test_accepted(lines: list[str]) -> None:
         ([ENCLAVE, STATUS, "minimum_tcb_date = 2024-03-14"], TcbStatusError),
         ([SIGNER.replace("svn = 0", "svn = 1"), STATUS], WrongSignerError),
         ([STATUS, "[[all]]", OTHER, "[[all]]", ENCLAVE], WrongMeasurementError),
-        (["[[any]]", OTHER, STATUS, "[[any]]", ENCLAVE], TcbStatusError),
+        (["[[any]]", OTHER, STATUS, "[[any]]", ENCLAVE], WrongMeasurementError),
         ([MRTD, STATUS], WrongMeasurementError),
     ],
 )
 def test_refused(lines: list[str], error: type[RefusedError]) -> None:
     with pytest.raises(error):
         judge(*lines).require()
+
+
+def test_when_no_alternative_holds_each_has_its_reason() -> None:
+    with pytest.raises(WrongMeasurementError) as caught:
+        judge("[[any]]", OTHER, "[[any]]", ENCLAVE).require()
+    assert f"expected {'0' * 64}" in caught.value.message
+    assert "expected UpToDate" in caught.value.message
 
 
 def test_tdx() -> None:

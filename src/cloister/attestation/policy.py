@@ -342,10 +342,13 @@ def _all(name: str, checks: Iterable[Check]) -> Check:
 def _any(name: str, checks: Iterable[Check]) -> Check:
     parts = tuple(checks)
     holding = [part for part in parts if part.passed]
+    found = f"{len(holding)} of {len(parts)} hold"
+    if not holding:
+        found = "none holds (" + "; ".join(part.as_error().message for part in parts) + ")"
     return Check(
         name=name,
         passed=bool(holding),
-        found=f"{len(holding)} of {len(parts)} hold",
+        found=found,
         expected="at least one",
         error=parts[0].error,
         parts=parts,
