@@ -91,9 +91,9 @@ def test_refused(lines: list[str], error: type[RefusedError]) -> None:
 
 def test_when_no_alternative_holds_each_has_its_reason() -> None:
     with pytest.raises(WrongMeasurementError) as caught:
-        judge("[[any]]", OTHER, "[[any]]", ENCLAVE).require()
+        judge("[[any]]", OTHER, "[[any]]", OTHER.replace("0", "1"), STATUS).require()
     assert f"expected {'0' * 64}" in caught.value.message
-    assert "expected UpToDate" in caught.value.message
+    assert f"expected {'1' * 64}" in caught.value.message
 
 
 def test_tdx() -> None:
