@@ -92,7 +92,7 @@ def test_a_changed_trusted_file_is_never_served(shell: App, when: str) -> None:
     assert "are not those that were signed" in done.stderr
 
 
-def _change_when_ready(directory: Path, content: bytes) -> None:
+def _change_when_ready(directory: Path, content: bytearray) -> None:
     import time
 
     while not (directory / "logs" / "ready").exists():
