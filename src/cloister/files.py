@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -15,8 +17,9 @@ from cloister.errors import InputError
 def atomic_output(path: Path, *, mode: int = 0o644, replace: bool = True) -> Iterator[IO[bytes]]:
     """Open a binary file that takes its name only when the block ends without an exception.
 
-    The bytes are written beside ``path``, synced, renamed over it, and the directory is synced.
-    On any exception, Ctrl-C included, the temporary file is removed and ``path`` is untouched.
+    The bytes are written to a file without a name, synced, named ``path``, and the directory is
+    synced. On any exception, Ctrl-C included, nothing is left and ``path`` is untouched; where
+    the file system has no nameless files, only SIGKILL leaves ``.NAME.<12 hex digits>.tmp``.
 
     Args:
         path: the final name.
@@ -29,9 +32,8 @@ def atomic_output(path: Path, *, mode: int = 0o644, replace: bool = True) -> Ite
     """
     if not replace and path.exists():
         raise InputError(f"{path}: already exists; it is never overwritten")
-    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
     try:
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        descriptor, temporary = create_nameless(path, mode)
     except FileNotFoundError as error:
         raise InputError(
             f"{path.parent}: no such directory, so {path.name} cannot be written there",
@@ -42,26 +44,113 @@ def atomic_output(path: Path, *, mode: int = 0o644, replace: bool = True) -> Ite
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        _give_name(temporary, path, replace=replace)
+            _give_name(descriptor, temporary, path, replace=replace)
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
 
 
-def _give_name(temporary: Path, path: Path, *, replace: bool) -> None:
-    if replace:
-        temporary.replace(path)
+def _give_name(descriptor: int, temporary: Path | None, path: Path, *, replace: bool) -> None:
+    if not replace:
+        try:
+            link_open_file(descriptor, temporary, path)
+        except FileExistsError as error:
+            raise InputError(f"{path}: already exists; it is never overwritten") from error
         return
+    if temporary is None:  # a link replaces nothing, a rename needs a name
+        temporary = _temporary_name(path)
+        link_open_file(descriptor, None, temporary)
     try:
-        os.link(temporary, path)
-    except FileExistsError as error:
-        raise InputError(f"{path}: already exists; it is never overwritten") from error
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def create_nameless(path: Path, mode: int) -> tuple[int, Path | None]:
+    """Create a file in the directory of ``path`` that vanishes if this process ends too early.
+
+    Returns:
+        the descriptor, open for both directions, and None; or, where the file system knows no
+        such files, the descriptor and the file's temporary name, which the caller removes.
+
+    Raises:
+        OSError: the host refuses.
+    """
+    flags = os.O_RDWR | os.O_CLOEXEC
+    if hasattr(os, "O_TMPFILE"):
+        try:
+            return os.open(path.parent, flags | os.O_TMPFILE, mode), None
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOSYS):
+                raise
+    temporary = _temporary_name(path)
+    return os.open(temporary, flags | os.O_CREAT | os.O_EXCL, mode), temporary
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f"{_temporary_stem(path)}{os.urandom(6).hex()}.tmp")
+
+
+def _temporary_stem(path: Path) -> str:
+    """Return how temporary names of ``path`` begin; a name has at most 255 bytes."""
+    return os.fsdecode(b"." + os.fsencode(path.name)[:200] + b".")
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Return temporary files that killed processes left when they wrote ``path``."""
+    stem = re.escape(_temporary_stem(path))
+    pattern = re.compile(stem + r"[0-9a-f]{12}\.tmp", re.DOTALL)
+    return [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]
+
+
+def link_open_file(descriptor: int, temporary: Path | None, target: Path) -> None:
+    """Give a file of :func:`create_nameless` a name.
+
+    Raises:
+        FileExistsError: ``target`` exists; it is not replaced.
+        OSError: the host refuses.
+    """
+    if temporary is not None:
+        os.link(temporary, target)
+        return
+    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Only with a directory descriptor does Python pass AT_SYMLINK_FOLLOW, which /proc needs.
+        source = f"/proc/self/fd/{descriptor}"
+        os.link(source, target, src_dir_fd=directory, follow_symlinks=True)
+    finally:
+        os.close(directory)
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, replace: bool = True) -> None:
     """Write ``data`` to ``path`` whole or not at all; see :func:`atomic_output`."""
     with atomic_output(path, mode=mode, replace=replace) as stream:
         stream.write(data)
+
+
+def write_together(files: Mapping[Path, bytes | None]) -> tuple[Path, ...]:
+    """Write several files whole, or none of them if anything goes wrong before all are on disk.
+
+    Args:
+        files: name -> content, in the order in which they get their names; a name with None is one
+            that must not exist afterwards.
+
+    Returns:
+        The names that were written.
+
+    Raises:
+        InputError, OSError: as :func:`atomic_output`.
+    """
+    with contextlib.ExitStack() as stack:
+        # The stack gives names in reverse order, when all contents are safely on disk.
+        for path, data in reversed(list(files.items())):
+            if data is not None:
+                stack.enter_context(atomic_output(path)).write(data)
+    for path, data in files.items():
+        if data is None:
+            path.unlink(missing_ok=True)
+    return tuple(path for path, data in files.items() if data is not None)
 
 
 def sync_directory(directory: Path) -> None:

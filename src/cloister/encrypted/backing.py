@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import io
 import os
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from cloister.errors import InUseError, NotEncryptedError
-from cloister.files import sync_directory
+from cloister.files import create_nameless, link_open_file, sync_directory
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -184,36 +183,20 @@ class FileBacking:
             FileExistsError: ``path`` exists.
             OSError: the host refuses.
         """
-        backing, temporary = cls._create_nameless(path, mode)
+        descriptor, temporary = create_nameless(path, mode)
+        backing = cls(descriptor)
         try:
             backing.lock(path)
             backing.pwrite(0, content)
             backing.fsync()
-            _link(temporary, path)
+            link_open_file(descriptor, temporary, path)
         except BaseException:
             backing.close()
             raise
         finally:
-            if temporary.parent == path.parent:
+            if temporary is not None:
                 temporary.unlink()
         return backing
-
-    @classmethod
-    def _create_nameless(cls, path: Path, mode: int) -> tuple[FileBacking, Path]:
-        """Return a new file that vanishes with this process, and the name to link it by.
-
-        Where the file system knows no such files it is a temporary file beside ``path``.
-        """
-        flags = os.O_RDWR | os.O_CLOEXEC
-        try:
-            backing = cls(os.open(path.parent, flags | os.O_TMPFILE, mode))
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOSYS):
-                raise
-        else:
-            return backing, Path(f"/proc/self/fd/{backing.fileno()}")
-        temporary = path.with_name(f".{path.name[:200]}.{os.urandom(6).hex()}.tmp")
-        return cls(os.open(temporary, flags | os.O_CREAT | os.O_EXCL, mode)), temporary
 
     def require_regular(self, path: Path) -> None:
         """Refuse directories, FIFOs and devices."""
@@ -276,16 +259,6 @@ class FileBacking:
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give an open file a name, never one that is taken."""
-    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        # Only with a directory descriptor does Python pass AT_SYMLINK_FOLLOW, which /proc needs.
-        os.link(source, target, src_dir_fd=directory, follow_symlinks=True)
-    finally:
-        os.close(directory)
 
 
 class FileRecoveryStore:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import stat
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from cloister.errors import (
     TruncatedError,
     WrongKeyError,
 )
-from cloister.files import atomic_output
+from cloister.files import atomic_output, leftovers
 
 Place: TypeAlias = Path | IO[bytes]
 """A file by name, or a standard stream."""
@@ -263,7 +262,7 @@ def rekey(
     Raises:
         CloisterError, OSError: it could not be done; the file is as it was.
     """
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 12}.tmp"):
+    for leftover in leftovers(path):
         leftover.unlink()
     try:
         EncryptedFile.open_path(path, new, None, writable=False).close()
