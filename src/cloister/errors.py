@@ -194,6 +194,12 @@ class BindingError(RaTlsError):
     default_hint = "the quote was made for another key: a replayed or forged certificate"
 
 
+class PeerError(CloisterError):
+    """A peer could not be reached, or does not speak TLS."""
+
+    default_hint = "check the address; is a TLS server running there?"
+
+
 class ProvisioningError(CloisterError):
     """No secret was received."""
 
@@ -302,6 +308,12 @@ class SigningKeyError(InputError):
     """A signing key that SGX cannot use, or that cannot be read."""
 
     default_hint = "make one: cloister signing-key new FILE"
+
+
+class EncryptedKeyError(SigningKeyError):
+    """A signing key that only opens with a passphrase."""
+
+    default_hint = "give its passphrase: --passphrase-file FILE"
 
 
 class SigstructError(RefusedError):

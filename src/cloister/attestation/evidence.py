@@ -6,7 +6,10 @@ import dataclasses
 import datetime
 from typing import Any
 
+from cryptography.hazmat.primitives import hashes
+
 from cloister.attestation.anchors import TrustAnchor
+from cloister.attestation.dcap import pck_chain
 from cloister.sgx.quote import Quote, TdReport
 from cloister.sgx.report import ReportBody
 
@@ -87,4 +90,34 @@ def report_dict(quote: Quote) -> dict[str, Any]:
         name: value.hex() if isinstance(value, bytes) else value
         for name, value in dataclasses.asdict(quote.report).items()
         if value is not None
+    }
+
+
+def quote_dict(quote: Quote) -> dict[str, Any]:
+    """Return what an unverified quote claims, for JSON.
+
+    Raises:
+        CertificateChainError: its certificates cannot be read.
+    """
+    header = dataclasses.asdict(quote.header)
+    signature = quote.signature
+    chain = pck_chain(signature.certification_data) if signature.certification_type == 5 else []
+    return {
+        "verified": False,
+        "simulated": any(b"SIMULATED" in item.tbs_certificate_bytes for item in chain),
+        "tee": "TDX" if quote.is_tdx else "SGX",
+        "size": len(quote.raw),
+        "header": {
+            name: value.hex() if isinstance(value, bytes) else value
+            for name, value in header.items()
+        },
+        "report": report_dict(quote),
+        "quoting_enclave": {
+            "mr_enclave": quote.qe_report.mr_enclave.hex(),
+            "mr_signer": quote.qe_report.mr_signer.hex(),
+            "isv_prod_id": quote.qe_report.isv_prod_id,
+            "isv_svn": quote.qe_report.isv_svn,
+        },
+        "certification_data_type": signature.certification_type,
+        "certificates_sha256": [item.fingerprint(hashes.SHA256()).hex() for item in chain],
     }

@@ -31,8 +31,13 @@ COMMANDS: dict[str, Entry] = {
     "recover": Entry("cloister.cli.recover:recover", "Undo writes that a crash interrupted."),
     "certs": Entry("cloister.cli.certs:certs", "Make TLS certificates for a key server."),
     "build": Entry("cloister.cli.build:build", "Render, measure and sign an enclave."),
+    "sign": Entry("cloister.cli.sign:sign", "Measure and sign a rendered manifest."),
+    "signing-key": Entry("cloister.cli.signing_key:signing_key", "Make signing keys."),
+    "sigstruct": Entry("cloister.cli.sigstruct:sigstruct", "Show and verify SIGSTRUCT files."),
     "manifest": Entry("cloister.cli.manifest:manifest", "Check, explain and convert manifests."),
     "platform": Entry("cloister.cli.platform:platform", "Show the platform; export its root."),
+    "quote": Entry("cloister.cli.quote:quote", "Look at quotes and verify them."),
+    "attest": Entry("cloister.cli.attest:attest", "Verify the enclave behind a TLS server."),
     "serve": Entry("cloister.cli.serve:serve", "Release a key to the enclave you expect."),
     "run": Entry("cloister.cli.run:run", "Run a program in its enclave."),
 }

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cloister.cli.trust import FILE, trust_from, trust_options, utc_now
+
 if TYPE_CHECKING:
     from cloister.attestation.policy import Policy
     from cloister.attestation.trust import Trust
     from cloister.provision.server import Decision, KeyServer, Secret
-
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command()
@@ -34,8 +34,8 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--mrsigner", metavar="HEX", help="Or its signer; needs the next two.")
 @click.option("--isv-prod-id", type=click.IntRange(0, 65535), help="With --mrsigner: the product.")
 @click.option("--isv-svn", type=click.IntRange(0, 65535), help="With --mrsigner: lowest version.")
-@click.option("--cert", type=_FILE, required=True, help="Server certificate (PEM).")
-@click.option("--cert-key", type=_FILE, required=True, help="Its private key (PEM).")
+@click.option("--cert", type=FILE, required=True, help="Server certificate (PEM).")
+@click.option("--cert-key", type=FILE, required=True, help="Its private key (PEM).")
 @click.option(
     "--listen",
     default="localhost:4433",
@@ -43,28 +43,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     metavar="HOST:PORT",
     help="Where to listen; port 0 takes a free one.",
 )
-@click.option(
-    "--trust-simulated",
-    "bundles",
-    multiple=True,
-    type=_FILE,
-    metavar="BUNDLE",
-    help="Trust this SIMULATED platform (from `cloister platform export`). Repeatable.",
-)
-@click.option(
-    "--collateral",
-    "collaterals",
-    multiple=True,
-    type=_FILE,
-    help="Collateral of a kind of Intel platforms (JSON of dcap-qvl). Repeatable.",
-)
-@click.option(
-    "--accept-tcb",
-    "statuses",
-    multiple=True,
-    metavar="STATUS",
-    help="Accept this TCB status besides UpToDate. Repeatable.",
-)
+@trust_options
 @click.option("--count", type=click.IntRange(1), help="Exit after this many releases.")
 @click.option("--hex", "as_hex", is_flag=True, help="Send 32 hex digits and NUL, for Graphene.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
@@ -80,6 +59,7 @@ def serve(
     listen: str,
     bundles: tuple[Path, ...],
     collaterals: tuple[Path, ...],
+    pccs: str | None,
     statuses: tuple[str, ...],
     count: int | None,
     as_hex: bool,
@@ -96,8 +76,6 @@ def serve(
                 --cert certs/server.crt --cert-key certs/server.key \\
                 --trust-simulated platform.json
     """
-    import datetime
-
     from cloister.attestation.policy import TcbStatus, all_of, any_of
     from cloister.attestation.trust import Authenticator
     from cloister.provision.server import ClientJudge, KeyServer, secrets_named
@@ -105,19 +83,16 @@ def serve(
     signer = _signer_policy(mrsigner, isv_prod_id, isv_svn)
     identities = [*map(_built_enclave, enclaves), *_measurements(mrenclaves), *signer]
     policy = all_of(_any(identities, any_of), TcbStatus("UpToDate", *statuses))
-    trust = _trust(bundles, collaterals)
+    trust = trust_from(bundles, collaterals, pccs)
     secret = _secret(key_file, policy, as_hex=as_hex)
-
-    def now() -> datetime.datetime:
-        return datetime.datetime.now(datetime.timezone.utc)
 
     report = _Report(as_json)
     server = KeyServer(
-        ClientJudge(secrets_named([secret]), Authenticator(trust, now)),
+        ClientJudge(secrets_named([secret]), Authenticator(trust, utc_now)),
         certificate=cert,
         key=cert_key,
         record=report.decision,
-        clock=now,
+        clock=utc_now,
     )
     try:
         _run(server, listen, count, report, secret, trust)
@@ -235,23 +210,6 @@ def _hex(option: str, text: str) -> bytes:
     if len(value) != 32:
         raise InputError(f"{option}: {len(value)} bytes, expected 32 (64 hex digits)")
     return value
-
-
-def _trust(bundles: tuple[Path, ...], collaterals: tuple[Path, ...]) -> Trust:
-    from cloister.attestation import Collateral, SimulatedBundle, intel
-    from cloister.attestation.trust import Trust
-    from cloister.errors import InputError
-
-    simulated = [SimulatedBundle.from_json(path.read_bytes()) for path in bundles]
-    known = [(bundle.anchor, bundle.collateral) for bundle in simulated]
-    known += [(intel(), Collateral.from_json(path.read_bytes())) for path in collaterals]
-    if not known:
-        raise InputError(
-            "no platform is trusted, so nobody could get the key",
-            hint="real platforms: --collateral FILE; a simulated one: --trust-simulated BUNDLE"
-            " (from: cloister platform export)",
-        )
-    return Trust(tuple(known))
 
 
 def _secret(argument: str, policy: Policy, *, as_hex: bool) -> Secret:

@@ -191,9 +191,21 @@ def parse_servers(text: str) -> tuple[ServerAddress, ...]:
 
 
 def _parse_server(item: str) -> ServerAddress:
+    try:
+        return parse_address(item)
+    except InputError as error:
+        raise InputError(f"{SERVERS}: {error.message}") from error
+
+
+def parse_address(item: str) -> ServerAddress:
+    """Read ``host:port``; an IPv6 address stands in brackets.
+
+    Raises:
+        InputError: it is not of this form.
+    """
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^:\[\]]+)):([0-9]{1,5})", item)
     if match is None or not 0 < int(match[3]) < 65536:
-        raise InputError(f"{SERVERS}: {item!r} is not host:port (IPv6: [address]:port)")
+        raise InputError(f"{item!r} is not host:port (IPv6: [address]:port)")
     return ServerAddress(match[1] or match[2], int(match[3]))
 
 

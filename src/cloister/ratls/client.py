@@ -32,12 +32,17 @@ def client_context(identity: RaTlsIdentity, ca: bytes) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     _load_anchors(context, ca)
+    present(context, identity)
+    return context
+
+
+def present(context: ssl.SSLContext, identity: RaTlsIdentity) -> None:
+    """Let ``context`` present our key and certificate."""
     pem = identity.certificate.public_bytes(Encoding.PEM) + identity.key.private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
     )
     with _in_memory(pem) as path:
         context.load_cert_chain(path)
-    return context
 
 
 def _load_anchors(context: ssl.SSLContext, ca: bytes) -> None:

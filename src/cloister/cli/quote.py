@@ -1,0 +1,142 @@
+"""``cloister quote``: look at quotes, verify them, fetch their collateral."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from cloister.cli.trust import FILE, root_option, trust_options
+
+_QUOTE = click.Path(exists=True, dir_okay=False, allow_dash=True)
+
+
+@click.group()
+def quote() -> None:
+    """Look at quotes and verify them.
+
+    \b
+    Example:  cloister quote verify quote.bin --trust-simulated platform.json
+    """
+
+
+@quote.command()
+@click.argument("file", type=_QUOTE)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(file: str, as_json: bool) -> None:
+    """Show what the quote in FILE (`-`: standard input) claims. Nothing is verified.
+
+    \b
+    Example:  cloister quote show quote.bin
+    """
+    from cloister.attestation.evidence import quote_dict
+    from cloister.sgx.quote import parse_quote
+
+    facts = quote_dict(parse_quote(_read(file)))
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    click.echo("NOT VERIFIED: whoever made these bytes chose what they say")
+    if facts["simulated"]:
+        click.echo("SIMULATED: its certificates are of a simulated platform")
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            click.echo(f"{name}:")
+            for inner, part in value.items():
+                click.echo(f"  {inner}: {part}")
+        elif name not in ("verified", "simulated"):
+            text = ", ".join(value) if isinstance(value, list) else value
+            click.echo(f"{name}: {text}")
+
+
+@quote.command()
+@click.argument("file", type=_QUOTE)
+@trust_options
+@root_option
+@click.option(
+    "--policy", "policy_file", type=FILE, help="Policy (TOML): which enclave is expected."
+)
+@click.option("--at", metavar="TIME", help="Verify as of this time instead of now.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(
+    file: str,
+    bundles: tuple[Path, ...],
+    collaterals: tuple[Path, ...],
+    pccs: str | None,
+    roots: tuple[Path, ...],
+    statuses: tuple[str, ...],
+    policy_file: Path | None,
+    at: str | None,
+    as_json: bool,
+) -> None:
+    """Verify the quote in FILE (`-`: standard input); print every check and the verdict.
+
+    Without a policy, any enclave on a good platform is accepted: that proves a platform, not a
+    program. Exits with 0 if the quote is accepted and with 3 if not.
+
+    \b
+    A policy is a TOML file, every entry of which must hold:
+      version = 1
+      mrenclave = ["64 hex digits", "..."]     # one of these
+      tcb_status = ["UpToDate"]                # the default
+      roots = ["intel"]                        # the default; or SHA-256 of a simulated root
+    and also: mrsigner with isv_prod_id and minimum_isv_svn, mrtd, rtmr0 to rtmr3, attributes,
+    advisories, minimum_tcb_date, report_data, [[any]], [[all]].
+
+    \b
+    Example:  cloister quote verify quote.bin --pccs intel
+              cloister quote verify quote.bin --collateral collateral.json --at 2025-06-20
+    """
+    from cloister.attestation.trust import Authenticator
+    from cloister.cli.trust import parse_at, quote_policy, trust_from
+
+    now = parse_at(at)
+    policy = quote_policy(policy_file, statuses)
+    authenticator = Authenticator(trust_from(bundles, collaterals, pccs, roots), lambda: now)
+    verdict = authenticator.authenticate(_read(file)).judge(policy)
+    click.echo(json.dumps(verdict.to_dict()) if as_json else verdict.to_text())
+    verdict.require()
+
+
+@quote.command()
+@click.argument("file", type=_QUOTE)
+@click.argument("output", type=click.Path(dir_okay=False, allow_dash=True))
+@click.option("--pccs", default="intel", show_default=True, metavar="URL", help="Where to ask.")
+@root_option
+def collateral(file: str, output: str, pccs: str, roots: tuple[Path, ...]) -> None:
+    """Fetch the collateral for the quote in FILE and write it to OUTPUT (JSON of dcap-qvl).
+
+    With it, quotes of platforms of that kind can be verified where there is no network, until it
+    runs out.
+
+    \b
+    Example:  cloister quote collateral quote.bin collateral.json
+    """
+    from cloister.attestation import TrustAnchor, intel
+    from cloister.attestation.dcap import kind_of
+    from cloister.attestation.expiry import expires
+    from cloister.attestation.service import INTEL_PCS, CollateralService
+    from cloister.files import write_atomically
+    from cloister.sgx.quote import parse_quote
+
+    anchor = TrustAnchor.from_pem(roots[0].read_bytes()) if roots else intel()
+    service = CollateralService(INTEL_PCS if pccs == "intel" else pccs, anchor)
+    fetched = service.get(kind_of(parse_quote(_read(file))))
+    text = fetched.to_json() + "\n"
+    if output == "-":
+        sys.stdout.write(text)
+        return
+    write_atomically(Path(output), text.encode())
+    click.echo(f"{output}: valid until {expires(fetched).isoformat()}", err=True)
+
+
+def _read(file: str) -> bytes:
+    from cloister.sgx.quote import MAX_QUOTE_SIZE
+
+    limit = MAX_QUOTE_SIZE + 1
+    if file == "-":
+        return sys.stdin.buffer.read(limit)
+    with Path(file).open("rb") as stream:
+        return stream.read(limit)
