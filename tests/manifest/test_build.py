@@ -11,8 +11,9 @@ import pytest
 import tomli
 
 from cloister.errors import InputError, ManifestError, TrustedIndexError
-from cloister.manifest.build import Built, Format, app_of, build, render_only
+from cloister.manifest.build import Built, app_of, build, render_only
 from cloister.manifest.index import CHUNK_SIZE, UNKNOWN_SIZE
+from cloister.manifest.prepare import Format, Settings
 from cloister.manifest.signed import load_signed
 from cloister.manifest.signing_key import load_signing_key
 from cloister.sgx.sigstruct import Sigstruct
@@ -42,14 +43,16 @@ def template(tmp_path: Path) -> Path:
 
 
 def made(template: Path, **changes: Any) -> Built:
-    arguments: dict[str, Any] = {
-        "definitions": {"program": "true"},
-        "signing_key": load_signing_key(SIGNING / "key.pem"),
-        "date": "2026-11-22",
-        "libpal": PAL,
-        "now": NOW,
-    }
-    return build(template, **(arguments | changes))
+    options: dict[str, Any] = {"libpal": PAL, "now": NOW}
+    definitions = changes.pop("definitions", {"program": "true"})
+    date = changes.pop("date", "2026-11-22")
+    return build(
+        template,
+        definitions=definitions,
+        signing_key=load_signing_key(SIGNING / "key.pem"),
+        date=date,
+        settings=Settings(**(options | changes)),
+    )
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -74,7 +77,7 @@ def test_what_is_built_loads_again(template: Path) -> None:
     assert len(big.chunks) == 4 * 32
     sigstruct = Sigstruct.unpack(signed.sigstruct)
     sigstruct.verify()
-    assert sigstruct.mr_enclave == built.measurement.mrenclave
+    assert sigstruct.mr_enclave == built.prepared.measurement.mrenclave
     assert (sigstruct.isv_prod_id, sigstruct.isv_svn, sigstruct.debug) == (7, 3, False)
 
 
@@ -102,7 +105,7 @@ def test_same_inputs_same_bytes(template: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.mark.parametrize("change", ["file", "definition", "libpal", "more"])
 def test_every_input_changes_the_measurement(template: Path, change: str) -> None:
-    before = made(template).measurement.mrenclave
+    before = made(template).prepared.measurement.mrenclave
     changes: dict[str, Any] = {}
     if change == "file":
         (template.parent / "dir" / "small").write_text("SMALL")
@@ -112,12 +115,12 @@ def test_every_input_changes_the_measurement(template: Path, change: str) -> Non
         changes["definitions"] = {"program": "false"}
     else:
         changes["libpal"] = PAL.replace(b"\x2a\0\0\0", b"\x2b\0\0\0")
-    assert made(template, **changes).measurement.mrenclave != before
+    assert made(template, **changes).prepared.measurement.mrenclave != before
 
 
 def test_the_date_changes_only_the_signature(template: Path) -> None:
     first, second = made(template), made(template, date="0000-00-00")
-    assert first.measurement == second.measurement
+    assert first.prepared.measurement == second.prepared.measurement
     assert first.sigstruct != second.sigstruct
 
 

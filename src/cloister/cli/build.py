@@ -63,12 +63,11 @@ def build(
     \b
     Example:  cloister build pytorch.manifest.template -D key_server=keys.example.org:4433
     """
-    import datetime
     import json
 
     from cloister.cli import signing
-    from cloister.manifest.build import Format, render_only
     from cloister.manifest.build import build as build_enclave
+    from cloister.manifest.build import render_only
     from cloister.manifest.template import parse_definitions
 
     definitions = parse_definitions(defines)
@@ -81,13 +80,6 @@ def build(
         definitions=definitions,
         signing_key=signing.choose_key(key),
         date=signing.choose_date(date),
-        libpal=signing.choose_libpal(libpal),
-        now=datetime.datetime.now(datetime.timezone.utc),
-        format=Format(form),
-        use_cache=not no_cache,
-        show=signing.hashing,
+        settings=signing.settings(libpal, form, use_cache=not no_cache),
     )
-    if as_json:
-        click.echo(json.dumps(signing.summary(built)))
-    else:
-        signing.show(built)
+    signing.show(built, as_json=as_json)

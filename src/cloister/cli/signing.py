@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import json
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,13 +19,43 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
     from cloister.manifest.build import Built
+    from cloister.manifest.prepare import Settings
 
 
-def choose_key(path: Path | None, passphrase: bytes | None = None) -> RSAPrivateKey:
-    """Load the signing key at ``path``; None takes the user's own, which is made on first use."""
-    from cloister.manifest.signing_key import load_or_create_default_key, load_signing_key
+def choose_key(path: Path | None, passphrase_file: Path | None = None) -> RSAPrivateKey:
+    """Load the signing key at ``path``; None takes the user's own, which is made on first use.
 
-    return load_or_create_default_key() if path is None else load_signing_key(path, passphrase)
+    An encrypted key asks for its passphrase if no file gives it and a person is there.
+    """
+    from cloister.errors import EncryptedKeyError
+    from cloister.manifest import signing_key
+
+    if path is None:
+        return signing_key.load_or_create_default_key()
+    if passphrase_file is not None:
+        return signing_key.load_signing_key(path, read_passphrase(passphrase_file))
+    try:
+        return signing_key.load_signing_key(path)
+    except EncryptedKeyError:
+        if not sys.stdin.isatty():
+            raise
+        typed = click.prompt(f"Passphrase of {path}", hide_input=True, err=True)
+        return signing_key.load_signing_key(path, typed.encode())
+
+
+def read_passphrase(path: Path) -> bytes:
+    """Return the first line of a file.
+
+    Raises:
+        InputError: it does not exist, or its first line is empty.
+    """
+    try:
+        line = path.read_bytes().partition(b"\n")[0].rstrip(b"\r")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file") from error
+    if not line:
+        raise InputError(f"{path}: the first line is empty, expected a passphrase")
+    return line
 
 
 def choose_libpal(path: Path | None) -> bytes:
@@ -43,6 +75,19 @@ def choose_date(text: str) -> str:
     return datetime.datetime.now().date().isoformat() if text == "today" else text
 
 
+def settings(libpal: Path | None, form: str, *, use_cache: bool) -> Settings:
+    """Return how a manifest is prepared, as the options say."""
+    from cloister.manifest.prepare import Format, Settings
+
+    return Settings(
+        libpal=choose_libpal(libpal),
+        now=datetime.datetime.now(datetime.timezone.utc),
+        format=Format(form),
+        use_cache=use_cache,
+        show=hashing,
+    )
+
+
 def hashing(total: int) -> AbstractContextManager[Callable[[int], None]]:
     """Show how far the hashing of trusted files is."""
     return progress("hashing trusted files", total)
@@ -50,7 +95,8 @@ def hashing(total: int) -> AbstractContextManager[Callable[[int], None]]:
 
 def summary(built: Built) -> dict[str, Any]:
     """Return what is said of a signed enclave."""
-    sigstruct, sgx = built.sigstruct, built.manifest.sgx
+    sigstruct, sgx = built.sigstruct, built.prepared.manifest.sgx
+    digests = built.prepared.digests
     return {
         "mrenclave": sigstruct.mr_enclave.hex(),
         "mrsigner": sigstruct.mr_signer.hex(),
@@ -59,16 +105,21 @@ def summary(built: Built) -> dict[str, Any]:
         "debug": sigstruct.debug,
         "enclave_size": sgx.enclave_size,
         "max_threads": sgx.max_threads,
-        "trusted_files": len(built.digests.entries),
-        "trusted_bytes": built.digests.size,
-        "hashed_files": built.digests.hashed,
+        "trusted_files": len(digests.entries),
+        "trusted_bytes": digests.size,
+        "hashed_files": digests.hashed,
         "files": [str(path) for path in built.files],
     }
 
 
-def show(built: Built) -> None:
-    """Print what is said of a signed enclave, for people."""
+def show(built: Built, *, as_json: bool) -> None:
+    """Print what is said of a signed enclave, and notes for its builder on standard error."""
     facts = summary(built)
+    for note in built.prepared.notes:
+        click.echo(f"note: {note}", err=True)
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
     click.echo(f"MRENCLAVE   {facts['mrenclave']}")
     click.echo(f"MRSIGNER    {facts['mrsigner']}")
     click.echo(f"product id  {facts['isv_prod_id']}")

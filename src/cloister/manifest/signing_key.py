@@ -14,9 +14,11 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     load_pem_private_key,
+    load_pem_public_key,
 )
+from cryptography.x509 import load_pem_x509_certificate
 
-from cloister.errors import SigningKeyError
+from cloister.errors import EncryptedKeyError, SigningKeyError
 from cloister.files import config_home, write_atomically
 from cloister.sgx.sigstruct import EXPONENT, MODULUS_SIZE
 
@@ -43,10 +45,10 @@ def load_signing_key(path: Path, passphrase: bytes | None = None) -> rsa.RSAPriv
     except FileNotFoundError as error:
         raise SigningKeyError(f"{path}: there is no such signing key") from error
     except TypeError as error:
-        problem = "is encrypted" if passphrase is None else "is not encrypted"
+        if passphrase is None:
+            raise EncryptedKeyError(f"{path}: the key is encrypted") from error
         raise SigningKeyError(
-            f"{path}: the key {problem}",
-            hint="give its passphrase" if passphrase is None else "give no passphrase",
+            f"{path}: the key is not encrypted", hint="give no passphrase"
         ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
         raise SigningKeyError(f"{path}: not a private key in PEM, or wrong passphrase") from error
@@ -56,12 +58,46 @@ def load_signing_key(path: Path, passphrase: bytes | None = None) -> rsa.RSAPriv
 def _checked(key: object, path: Path) -> rsa.RSAPrivateKey:
     if not isinstance(key, rsa.RSAPrivateKey):
         raise SigningKeyError(f"{path}: expected an RSA private key, found another kind")
-    exponent = key.public_key().public_numbers().e
-    if key.key_size != KEY_BITS:
-        raise SigningKeyError(f"{path}: expected an RSA key of {KEY_BITS} bits, got {key.key_size}")
-    if exponent != EXPONENT:
-        raise SigningKeyError(f"{path}: expected public exponent {EXPONENT}, got {exponent}")
+    _check_numbers(key.public_key().public_numbers(), path)
     return key
+
+
+def _check_numbers(numbers: rsa.RSAPublicNumbers, path: Path) -> None:
+    bits = numbers.n.bit_length()
+    if bits != KEY_BITS:
+        raise SigningKeyError(f"{path}: expected an RSA key of {KEY_BITS} bits, got {bits}")
+    if numbers.e != EXPONENT:
+        raise SigningKeyError(f"{path}: expected public exponent {EXPONENT}, got {numbers.e}")
+
+
+def load_modulus(path: Path) -> int:
+    """Read the modulus of a public key.
+
+    Args:
+        path: a PEM file with a public key or a certificate.
+
+    Raises:
+        SigningKeyError: it does not exist, or is not RSA-3072 with exponent 3.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise SigningKeyError(f"{path}: there is no such public key") from error
+    key: object
+    try:
+        if b"-----BEGIN CERTIFICATE-----" in data:
+            key = load_pem_x509_certificate(data).public_key()
+        else:
+            key = load_pem_public_key(data)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise SigningKeyError(
+            f"{path}: not a public key or certificate in PEM",
+            hint="openssl rsa -in KEY.pem -pubout, or ask the HSM for its public key",
+        ) from error
+    if not isinstance(key, rsa.RSAPublicKey):
+        raise SigningKeyError(f"{path}: expected an RSA public key, found another kind")
+    _check_numbers(key.public_numbers(), path)
+    return key.public_numbers().n
 
 
 def create_signing_key(

@@ -59,6 +59,7 @@ _LAYOUT = Structure(
     },
 )
 _SIGNED_RANGES = (slice(0, 128), slice(900, 1028))
+_SIGNED_SIZE = 256
 _CONSTANTS: dict[str, int | bytes] = {"header": _HEADER, "header2": _HEADER2, "exponent": EXPONENT}
 
 
@@ -140,6 +141,37 @@ class Sigstruct:
         """Return the 256 bytes over which RSASSA-PKCS1-v1_5 with SHA-256 is computed."""
         data = self.pack()
         return b"".join(data[part] for part in _SIGNED_RANGES)
+
+    @classmethod
+    def from_to_be_signed(cls, data: bytes, modulus: int) -> Sigstruct:
+        """Read back the 256 bytes of :meth:`to_be_signed`.
+
+        Raises:
+            SigstructError: they are not those of a SIGSTRUCT.
+        """
+        first, second = _SIGNED_RANGES
+        if len(data) != _SIGNED_SIZE:
+            raise SigstructError(f"SIGSTRUCT: {len(data)} signed bytes, expected {_SIGNED_SIZE}")
+        whole = bytearray(cls._empty(modulus).pack())
+        whole[first], whole[second] = data[: first.stop], data[first.stop :]
+        return cls.unpack(bytes(whole))
+
+    @classmethod
+    def _empty(cls, modulus: int) -> Sigstruct:
+        """Return a SIGSTRUCT of ``modulus`` in which everything else is zero."""
+        return cls(
+            mr_enclave=bytes(32),
+            modulus=modulus,
+            flags=0,
+            xfrm=0,
+            flags_mask=0,
+            xfrm_mask=0,
+            misc_select=0,
+            misc_mask=0,
+            isv_prod_id=0,
+            isv_svn=0,
+            date=0,
+        )
 
     def with_signature(self, signature: bytes) -> Sigstruct:
         """Attach a signature and compute Q1 and Q2.
