@@ -151,6 +151,17 @@ class TrustedIndex:
             raise TrustedIndexError(f"index of trusted files: the chunks of {path} lie outside it")
         return TrustedEntry(size, sha256, self._digests[start:end])
 
+    def entries(self) -> Iterator[tuple[str, TrustedEntry]]:
+        """Iterate over the URI paths and what is known of each.
+
+        Raises:
+            TrustedIndexError: the chunks of a file lie outside the index.
+        """
+        for path in self._numbers:
+            entry = self.lookup(path)
+            if entry is not None:
+                yield path, entry
+
     def __len__(self) -> int:
         return len(self._numbers)
 

@@ -17,7 +17,7 @@ from cloister.files import cache_home
 from cloister.manifest.cache import HashCache
 from cloister.manifest.gramine_format import gramine_document
 from cloister.manifest.hashing import ShowProgress, unseen
-from cloister.manifest.index import write_index
+from cloister.manifest.index import TrustedEntry, TrustedIndex, write_index
 from cloister.manifest.model import Manifest
 from cloister.manifest.parse import ManifestText
 from cloister.manifest.tree import FileTree
@@ -73,6 +73,11 @@ class Prepared:
     digests: Digests
     notes: tuple[str, ...] = ()
 
+    @property
+    def trusted(self) -> Mapping[str, TrustedEntry]:
+        """What is known of the trusted files, by normalised URI path."""
+        return self.digests.entries
+
     def sigstruct(self, modulus: int, date: str) -> Sigstruct:
         """Return the SIGSTRUCT, still without signature.
 
@@ -120,7 +125,7 @@ def prepare(text: ManifestText, base: Path, settings: Settings, tree: FileTree) 
     signed = tomli_w.dumps(document).encode()
     manifest = Manifest.model_validate(document)
     return Prepared(
-        signed, index, manifest, _measure(signed, manifest, settings.libpal), digests, notes
+        signed, index, manifest, measure_manifest(signed, manifest, settings.libpal), digests, notes
     )
 
 
@@ -136,11 +141,23 @@ def prepare_final(data: bytes, text: ManifestText, index: bytes | None, libpal: 
     Raises:
         CloisterError: the enclave is too small for what is in it.
     """
-    measurement = _measure(data, text.manifest, libpal)
-    return Prepared(data, index, text.manifest, measurement, Digests({}, 0))
+    measurement = measure_manifest(data, text.manifest, libpal)
+    return Prepared(data, index, text.manifest, measurement, Digests(_known(text, index), 0))
 
 
-def _measure(signed: bytes, manifest: Manifest, libpal: bytes) -> Measurement:
+def _known(text: ManifestText, index: bytes | None) -> dict[str, TrustedEntry]:
+    """Return what a final manifest says of its trusted files."""
+    if index is None:
+        files = text.manifest.sgx.trusted_files
+        hashes = {file.path: bytes.fromhex(file.sha256) for file in files if file.sha256}
+        trusted = TrustedIndex.from_hashes(hashes)
+    else:
+        trusted = TrustedIndex.load(index, hashlib.sha256(index).digest())
+    return dict(trusted.entries())
+
+
+def measure_manifest(signed: bytes, manifest: Manifest, libpal: bytes) -> Measurement:
+    """Measure a signed manifest with the size, threads and EDMM that it asks for."""
     sgx = manifest.sgx
     return measure(
         signed,
