@@ -131,6 +131,44 @@ def test_a_plain_file_in_an_encrypted_mount_is_refused_with_the_reason(shell: Ap
     shell.enclave_shell("rm /secret/result.txt && echo new > /secret/result.txt")
 
 
+def test_graphenes_protected_files(shell: App) -> None:
+    """Protected files are encrypted wherever they are: whole directories and single files."""
+    for name in ("vault", "mixed"):
+        (shell.directory / name).mkdir()
+    shell.mount("/vault", "file:vault")
+    shell.mount("/mixed", "file:mixed")
+    shell.settings["sgx.protected_files"] = '["file:vault", "file:mixed/secret"]'
+    shell.settings["sgx.allowed_files"] = '["file:logs", "file:mixed"]'
+    script = """
+cd /vault; echo MARKER > one; mv one two; cat two
+cd /mixed; echo MARKER > secret; echo plain > open; cat secret
+mv secret moved && cat moved
+mv moved /vault/three && cat /vault/three
+mkdir /vault/d && mv /vault/d /vault/e
+"""
+    done = shell.enclave_shell(script, expect=None)
+    assert done.stdout.split() == ["MARKER"] * 4
+    assert b"MARKER" not in (shell.directory / "vault" / "two").read_bytes()
+    assert b"MARKER" not in (shell.directory / "vault" / "three").read_bytes()
+    assert (shell.directory / "mixed" / "open").read_text() == "plain\n"
+    (shell.directory / "wrap-key").write_bytes(bytes.fromhex(KEY))
+    (shell.directory / "wrap-key").chmod(0o600)
+    for name in ("two", "three"):
+        done = shell.cloister("decrypt", "-k", "wrap-key", f"vault/{name}", "-")
+        assert done.stdout == "MARKER\n"
+
+
+def test_an_existing_plain_result_says_what_to_do(shell: App) -> None:
+    """The tutorial's case: result.txt is protected, and a plain one lies there."""
+    (shell.directory / "result.txt").write_text("of a former run")
+    shell.settings["sgx.protected_files"] = '["file:result.txt"]'
+    done = shell.enclave_shell("echo new > /result.txt", expect=None)
+    assert done.returncode != 0
+    assert "not an encrypted file" in done.stderr
+    assert "remove it if the program is to write it" in done.stderr
+    assert (shell.directory / "result.txt").read_text() == "of a former run"
+
+
 def test_a_file_moved_on_the_host_is_refused(shell: App) -> None:
     shell.enclave_shell("echo one > /secret/one")
     (shell.directory / "secret" / "one").rename(shell.directory / "secret" / "two")

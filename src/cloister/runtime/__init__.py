@@ -1,10 +1,11 @@
 """What an application sees, and the process that shows it.
 
 - ``policy``: which files a program may touch (pure)
-- ``nodes``, ``host``, ``encrypted``, ``attestation``: the kinds of files
-- ``tree``: the mount tree of a manifest, built from those kinds
+- ``nodes``: what every file can be asked; ``host``, ``trusted``, ``encrypted``, ``attestation``:
+  the kinds of files; ``scene``: what those of the host share
+- ``tree``: the mount tree of a manifest, built from those kinds; ``keyring``: its wrap keys
 - ``view``: the tree as a FUSE file system
 - ``environment``: arguments and environment (pure)
-- ``linux``, ``sandbox``: namespaces, mounts, the application's process
-- ``launch``: all of it in order
+- ``linux``, ``seccomp``, ``sandbox``: system calls, their filter, the application's processes
+- ``load``, ``launch``: from an application's name to its exit code; ``journal``: what is reported
 """

@@ -199,7 +199,7 @@ def host_node(scene: Scene, host: str, path: str, key_name: str | None) -> Node:
         return HostDirectory(scene, host, path, key_name)
     if not stat.S_ISREG(mode):
         return SpecialFile(scene, host, path)
-    key_name = key_name or scene.protected_key(path)
+    key_name = scene.key_of(path, key_name)
     if key_name is not None and scene.encrypted is not None:
         return scene.encrypted(host, path, key_name)
     return HostFile(scene, host, path)
@@ -269,7 +269,7 @@ class HostDirectory(Directory):
         return host_node(self.scene, *self.places(name), self.key_name)
 
     def _key_of(self, path: str) -> str | None:
-        return self.key_name or self.scene.protected_key(path)
+        return self.scene.key_of(path, self.key_name)
 
     def places(self, name: bytes) -> tuple[str, str]:
         """Return the host path and the URI path of a name in this directory."""
@@ -280,6 +280,9 @@ class HostDirectory(Directory):
         if self.path == ".":
             return name
         return f"{self.path.rstrip('/')}/{name}"
+
+    def _holds_encrypted(self, directory: str) -> bool:
+        return self.key_name is not None or self.scene.protected.reaches_below(directory)
 
     def _require(self, path: str, intent: Intent) -> None:
         if self._key_of(path) is None:
@@ -359,16 +362,17 @@ class HostDirectory(Directory):
 
     def rename(self, name: bytes, node: Node, target: Directory, new: bytes, flags: int) -> None:
         """Move a file or directory of the host; both names must be writable."""
-        if not isinstance(target, HostDirectory) or target.key_name != self.key_name:
+        if not isinstance(target, HostDirectory):
             refuse(errno.EXDEV)
-        source_path = self._below(os.fsdecode(name))
-        target_path = target._below(os.fsdecode(new))
+        _, source_path = self.places(name)
+        host, target_path = target.places(new)
+        if self._key_of(source_path) != target._key_of(target_path):
+            refuse(errno.EXDEV)  # the content would have to be encrypted, or decrypted
         self._require(source_path, Intent.RENAME)
         target._require(target_path, Intent.CREATE)
-        host = f"{target.host}/{os.fsdecode(new)}"
         if isinstance(node, EncryptedNode):
             node.rename(host, target_path, flags)
-        elif isinstance(node, HostDirectory) and self.key_name is not None:
+        elif isinstance(node, HostDirectory) and self._holds_encrypted(source_path):
             refuse(errno.EXDEV)  # every file below would need its embedded path rewritten
         else:
             rename_on_host(f"{self.host}/{os.fsdecode(name)}", host, flags)

@@ -21,12 +21,13 @@ from cloister.errors import InputError
 from cloister.fuse.server import Server
 from cloister.manifest.index import TrustedIndex
 from cloister.manifest.model import Manifest, Mount, RootMount
+from cloister.manifest.uris import file_path
 from cloister.platforms.base import Enclave, SealingPolicy
 from cloister.runtime.attestation import SEALING_KEYS, attestation_directory
 from cloister.runtime.environment import arguments, declared, environment
 from cloister.runtime.journal import Journal
 from cloister.runtime.keyring import DEFAULT_KEY, Keyring
-from cloister.runtime.policy import DirectRules, EnclaveRules, Rules
+from cloister.runtime.policy import DirectRules, EnclaveRules, PathSet, Rules
 from cloister.runtime.sandbox import Plan, Sandbox, harden_this_process
 from cloister.runtime.scene import Scene
 from cloister.runtime.tree import build_tree, key_of, read_node, uri_node
@@ -97,7 +98,15 @@ class _Run:
         self._keys = keys
         self._journal = journal
         loader = program.manifest.loader
-        self._scene = Scene(_rules(program, journal), journal.denied, loader.uid, loader.gid)
+        protected = program.manifest.sgx.protected_files
+        self._scene = Scene(
+            _rules(program, journal),
+            journal.denied,
+            loader.uid,
+            loader.gid,
+            # As with Graphene, direct mode has no protected files: they are plain there.
+            protected=PathSet(file_path(u) for u in protected) if enclave else PathSet(()),
+        )
         attestation = attestation_directory(
             enclave, keys, remote_attestation=self._manifest.sgx.remote_attestation != "none"
         )

@@ -59,6 +59,30 @@ class Rules(Protocol):
         """
 
 
+class PathSet:
+    """Files and directories by their URI paths; a directory stands for all below it."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths = frozenset(normalise(path) for path in paths)
+
+    def covers(self, path: str) -> bool:
+        """Tell whether ``path`` is in the set, or lies below a member."""
+        if not self._paths:
+            return False
+        if path in self._paths:
+            return True
+        end = len(path)
+        while (end := path.rfind("/", 0, end)) > 0:
+            if path[:end] in self._paths:
+                return True
+        return path.startswith("/") and "/" in self._paths
+
+    def reaches_below(self, directory: str) -> bool:
+        """Tell whether a member is ``directory``, or lies below or above it."""
+        below = f"{directory}/"
+        return self.covers(directory) or any(path.startswith(below) for path in self._paths)
+
+
 class EnclaveRules:
     """The rules of an enclave: trusted files, allowed files, nothing else.
 
@@ -78,16 +102,16 @@ class EnclaveRules:
         let_through: Callable[[str, Intent], None] | None = None,
     ) -> None:
         self._lookup = lookup
-        self._allowed = frozenset(normalise(path) for path in allowed)
+        self._allowed = PathSet(allowed)
         self._let_through = let_through
 
     def trusted(self, path: str) -> TrustedEntry | None:
         """Return the digests of a trusted file. A file that is also allowed counts as allowed."""
-        return None if self._is_allowed(path) else self._lookup(path)
+        return None if self._allowed.covers(path) else self._lookup(path)
 
     def check(self, path: str, intent: Intent) -> None:
         """Decide; see :class:`Rules`."""
-        if self._is_allowed(path):
+        if self._allowed.covers(path):
             return
         if self._lookup(path) is not None:
             if intent is not Intent.READ:
@@ -113,22 +137,11 @@ class EnclaveRules:
 
     def changes_on_host(self, path: str) -> bool:
         """Tell whether ``path`` is open to the host: only what is allowed or let through."""
-        return self._let_through is not None or self._is_allowed(path)
+        return self._let_through is not None or self._allowed.covers(path)
 
     def follows_links_out(self, path: str) -> bool:
         """Tell whether ``path`` is read-only: trusted content is what was signed anyway."""
         return not self.changes_on_host(path)
-
-    def _is_allowed(self, path: str) -> bool:
-        if not self._allowed:
-            return False
-        if path in self._allowed:
-            return True
-        end = len(path)
-        while (end := path.rfind("/", 0, end)) > 0:
-            if path[:end] in self._allowed:
-                return True
-        return path.startswith("/") and "/" in self._allowed
 
 
 class DirectRules:

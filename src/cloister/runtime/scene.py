@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cloister.fuse.filesystem import Attributes, Change
+from cloister.runtime.keyring import DEFAULT_KEY
 from cloister.runtime.nodes import refuse
-from cloister.runtime.policy import DeniedError, Intent, Rules
+from cloister.runtime.policy import DeniedError, Intent, PathSet, Rules
 
 if TYPE_CHECKING:
     from cloister.runtime.encrypted import EncryptedNode
@@ -33,7 +34,8 @@ class Scene:
         uid, gid: owner that the program sees.
         encrypted: makes the node of an encrypted file (set by the tree builder).
         unbuffered: the kernel must not cache content (files whose size says nothing, as in sysfs).
-        protected_key: names the key of a protected file by its URI path (Graphene's dialect).
+        protected: files and directories that are encrypted under the default key wherever they
+            are mounted (Graphene's dialect).
     """
 
     rules: Rules
@@ -42,7 +44,16 @@ class Scene:
     gid: int = 0
     encrypted: Callable[[str, str, str], EncryptedNode] | None = None
     unbuffered: bool = False
-    protected_key: Callable[[str], str | None] = field(default=lambda path: None)
+    protected: PathSet = field(default_factory=lambda: PathSet(()))
+
+    def key_of(self, path: str, mounted: str | None) -> str | None:
+        """Return the name of the key under which a file is encrypted, None if it is not.
+
+        Args:
+            path: the file's URI path.
+            mounted: the key of the encrypted mount that holds it, if one does.
+        """
+        return mounted or (DEFAULT_KEY if self.protected.covers(path) else None)
 
     def require(self, path: str, intent: Intent) -> None:
         """Check ``intent`` and report a denial before it is raised."""
