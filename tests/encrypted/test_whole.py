@@ -347,7 +347,7 @@ def test_parts_cover_the_content_once(size: int) -> None:
     position = min(size, 3072)
     for part in bulk.parts(size):
         assert part.start == position
-        position = min(size, position + part.groups * bulk.GROUP_SIZE)
+        position = min(size, position + part.runs * bulk.RUN_SIZE)
     assert position == size
 
 

@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 
 from cloister.encrypted.backing import Backing, FileBacking
 from cloister.encrypted.constants import (
-    DATA_PER_MHT,
     ENTRY_SIZE,
     HEAD_SIZE,
     NODE_SIZE,
@@ -21,13 +20,13 @@ from cloister.encrypted.constants import (
 from cloister.encrypted.content import EncryptedContent
 from cloister.encrypted.keys import KeySource, SystemKeys
 from cloister.encrypted.layout import data_node
-from cloister.encrypted.runs import RunBuffer
+from cloister.encrypted.runs import RUN_NODES, RunBuffer
 from cloister.encrypted.workers import forked_map
 from cloister.errors import CloisterError
 
-GROUP_SIZE: Final = DATA_PER_MHT * NODE_SIZE  # content bytes under one MHT node
-PART_GROUPS: Final = 21  # groups in a part that one process takes at a time, 8 MB of content
-PARALLEL_FROM: Final = 4 * PART_GROUPS * GROUP_SIZE  # smaller files are not worth a fork
+RUN_SIZE: Final = RUN_NODES * NODE_SIZE  # content bytes that are read, ciphered, written at once
+PART_RUNS: Final = 84  # runs in a part that one process takes at a time: 8 MB, 21 MHT nodes
+PARALLEL_FROM: Final = 4 * PART_RUNS * RUN_SIZE  # smaller files are not worth a fork
 _WINDOW_PARTS: Final = 256  # parts in flight: bounds the keys and tags that wait, 17 MB
 
 Advance = Callable[[int], object]
@@ -35,42 +34,39 @@ Advance = Callable[[int], object]
 
 
 class Part(NamedTuple):
-    """Neighbouring groups of a file."""
+    """Neighbouring runs of a file."""
 
     first: int
-    groups: int
+    runs: int
 
     @property
     def start(self) -> int:
         """Offset of its first content byte."""
-        return HEAD_SIZE + self.first * GROUP_SIZE
+        return HEAD_SIZE + self.first * RUN_SIZE
 
 
 def parts(size: int) -> list[Part]:
     """Divide the content behind the first 3072 bytes of a file of ``size`` bytes."""
-    groups = -(-max(0, size - HEAD_SIZE) // GROUP_SIZE)
-    return [
-        Part(first, min(PART_GROUPS, groups - first)) for first in range(0, groups, PART_GROUPS)
-    ]
+    runs = -(-max(0, size - HEAD_SIZE) // RUN_SIZE)
+    return [Part(first, min(PART_RUNS, runs - first)) for first in range(0, runs, PART_RUNS)]
 
 
-class GroupSealer:
-    """Seals groups of up to 96 data nodes, through buffers that are used again and again."""
+class RunSealer:
+    """Seals runs of up to 24 data nodes, through buffers that are used again and again."""
 
     def __init__(self, target: Backing, keys: KeySource) -> None:
         self._target = target
         self._keys = keys
         self._buffer = RunBuffer()
-        self.plain = memoryview(bytearray(GROUP_SIZE))
-        self._nodes = [self.plain[i * NODE_SIZE : (i + 1) * NODE_SIZE] for i in range(DATA_PER_MHT)]
+        self.plain = self._buffer.plain
 
-    def seal(self, group: int, length: int) -> bytes:
-        """Encrypt ``plain[:length]``, write it as ``group``; return keys and tags."""
+    def seal(self, run: int, length: int) -> bytes:
+        """Encrypt ``plain[:length]``, write it as ``run``; return keys and tags."""
         count = -(-length // NODE_SIZE)
         self.plain[length : count * NODE_SIZE] = bytes(count * NODE_SIZE - length)
         keys = self._keys.keys(count)
-        entries = self._buffer.seal(keys, self._nodes[:count])
-        place = data_node(group * DATA_PER_MHT) * NODE_SIZE
+        entries = self._buffer.seal(keys, self._buffer.plain_nodes[:count])
+        place = data_node(run * RUN_NODES) * NODE_SIZE
         self._target.pwrite(place, self._buffer.cipher[: count * NODE_SIZE])
         return entries
 
@@ -130,18 +126,18 @@ def _regular_size(descriptor: int) -> int:
 def _append_stream(
     source: int, target: Backing, content: EncryptedContent, advance: Advance
 ) -> None:
-    sealer = GroupSealer(target, SystemKeys())
+    sealer = RunSealer(target, SystemKeys())
     length = _read_full(source, sealer.plain[:HEAD_SIZE])
     content.write(0, sealer.plain[:length])
     advance(length)
-    group = 0
+    run = 0
     while length > 0 and content.size >= HEAD_SIZE:
         length = _read_full(source, sealer.plain)
         if length:
-            entries = sealer.seal(group, length)
+            entries = sealer.seal(run, length)
             content.adopt(entries, content.size + length)
             advance(length)
-            group += 1
+            run += 1
 
 
 def encrypt_from(
@@ -158,7 +154,7 @@ def encrypt_from(
 ) -> None:
     """Encrypt ``size`` bytes that ``read(offset, buffer)`` delivers; see :func:`encrypt`."""
     content = EncryptedContent.create(target, wrap_key, embedded_path, name=name, version=version)
-    sealers: list[GroupSealer] = []  # one in each process, made when it is first needed
+    sealers: list[RunSealer] = []  # one in each process, made when it is first needed
 
     def fill(offset: int, buffer: memoryview) -> memoryview:
         if read(offset, buffer) < len(buffer):
@@ -170,13 +166,13 @@ def encrypt_from(
 
     def seal_part(part: Part) -> bytes:
         if not sealers:
-            sealers.append(GroupSealer(target, SystemKeys()))
+            sealers.append(RunSealer(target, SystemKeys()))
         sealer = sealers[0]
         entries = []
-        for group in range(part.first, part.first + part.groups):
-            start = HEAD_SIZE + group * GROUP_SIZE
-            length = len(fill(start, sealer.plain[: min(GROUP_SIZE, size - start)]))
-            entries.append(sealer.seal(group, length))
+        for run in range(part.first, part.first + part.runs):
+            start = HEAD_SIZE + run * RUN_SIZE
+            length = len(fill(start, sealer.plain[: min(RUN_SIZE, size - start)]))
+            entries.append(sealer.seal(run, length))
         return b"".join(entries)
 
     head = fill(0, memoryview(bytearray(min(size, HEAD_SIZE))))
@@ -193,10 +189,10 @@ def encrypt_from(
 
 def _adopt(content: EncryptedContent, entries: bytes, size: int) -> None:
     """Append the nodes of one part to the tree; ``size`` is that of the whole content."""
-    for start in range(0, len(entries), DATA_PER_MHT * ENTRY_SIZE):
-        group = entries[start : start + DATA_PER_MHT * ENTRY_SIZE]
-        grown = content.size + len(group) // ENTRY_SIZE * NODE_SIZE
-        content.adopt(group, min(grown, size))
+    for start in range(0, len(entries), RUN_NODES * ENTRY_SIZE):
+        run = entries[start : start + RUN_NODES * ENTRY_SIZE]
+        grown = content.size + len(run) // ENTRY_SIZE * NODE_SIZE
+        content.adopt(run, min(grown, size))
 
 
 def _in_order(
@@ -209,7 +205,7 @@ def _in_order(
         if isinstance(answer, Exception):
             raise answer
         part = window[index]
-        advance(min(part.groups * GROUP_SIZE, size - part.start))
+        advance(min(part.runs * RUN_SIZE, size - part.start))
         early[index] = answer
         while following in early:
             yield early.pop(following)
@@ -253,7 +249,7 @@ def each_part(
 
     Args:
         content: the encrypted file, open.
-        use: is called with the offset and the bytes of each piece, 393216 at most, which are only
+        use: is called with the offset and the bytes of each piece, 98304 at most, which are only
             valid during the call. With one job the pieces come in order.
         jobs: processes that may share the work on a large file; ``use`` runs in them.
         advance: is told of progress.
@@ -261,17 +257,13 @@ def each_part(
     Raises:
         TamperedError, TruncatedError: a node does not authenticate or is missing.
     """
-    buffers: list[memoryview] = []
 
     def open_part(part: Part) -> int:
-        if not buffers:
-            buffers.append(memoryview(bytearray(GROUP_SIZE)))
         done = 0
-        for group in range(part.first, part.first + part.groups):
-            start = HEAD_SIZE + group * GROUP_SIZE
-            length = content.read_into(start, buffers[0])
-            use(start, buffers[0][:length])
-            done += length
+        for run in range(part.first, part.first + part.runs):
+            piece = content.run(run)
+            use(HEAD_SIZE + run * RUN_SIZE, piece)
+            done += len(piece)
         return done
 
     head = content.read(0, HEAD_SIZE)

@@ -25,7 +25,7 @@ from cloister.encrypted.layout import (
     open_node,
     seal_node,
 )
-from cloister.encrypted.runs import RunBuffer, run_buffer
+from cloister.encrypted.runs import RUN_NODES, run_buffer
 from cloister.encrypted.tree import DIRTY_LIMIT, MhtTree
 from cloister.errors import TamperedError, TruncatedError
 
@@ -112,10 +112,25 @@ class DataNodes:
                 _copy_node(node, target, place)
                 count = 1
             else:
-                count = self._missing(index, min(last + 1, _group_end(index)))
+                count = self._missing(index, min(last + 1, _run_end(index)))
                 self._fetch(index, count, target, place, keep=keep)
             index += count
             place += count * NODE_SIZE
+
+    def run(self, start: int, length: int) -> memoryview:
+        """Return ``length`` bytes from ``start``, a multiple of 98304, on; at most so many.
+
+        The bytes are valid until the next call of any method. Nothing is kept in the cache.
+
+        Raises:
+            TamperedError, TruncatedError: as :meth:`fill`.
+        """
+        buffer = run_buffer()
+        if self._waiting:
+            self.fill(start, buffer.plain[:length])
+        else:
+            self._decrypt(start // NODE_SIZE, -(-length // NODE_SIZE), buffer.plain_nodes)
+        return buffer.plain[:length]
 
     def _at_hand(self, index: int) -> bytes | bytearray | None:
         node = self._waiting.get(index)
@@ -132,39 +147,38 @@ class DataNodes:
         return index - first
 
     def _fetch(self, first: int, count: int, target: memoryview, place: int, *, keep: bool) -> None:
-        """Decrypt neighbouring nodes of one group; node ``first`` begins at ``target[place]``.
+        """Decrypt neighbouring nodes of one run; node ``first`` begins at ``target[place]``.
 
         Nodes that fit into the target are decrypted there. Nodes that stick out at an end are
         kept, because a sequential reader asks for the rest of them next.
         """
-        buffer = run_buffer()
-        entries = self._tree.data_entries(first, count)
-        cipher = buffer.cipher[: count * NODE_SIZE]
-        got = self._main.pread_into(data_node(first) * NODE_SIZE, cipher)
-        if got < count * NODE_SIZE:
-            raise self._cut_short(data_node(first) + got // NODE_SIZE)
         end = place + count * NODE_SIZE
+        places = range(place, end, NODE_SIZE)
         if not keep and place >= 0 and end <= len(target):
-            targets = [target[at : at + NODE_SIZE] for at in range(place, end, NODE_SIZE)]
-            self._open(buffer, entries, first, targets)
+            self._decrypt(first, count, [target[at : at + NODE_SIZE] for at in places])
             return
         kept = {
             i: bytearray(NODE_SIZE)
-            for i, at in enumerate(range(place, end, NODE_SIZE))
+            for i, at in enumerate(places)
             if keep or at < 0 or at + NODE_SIZE > len(target)
         }
         targets = [
             memoryview(kept[i]) if i in kept else target[at : at + NODE_SIZE]
-            for i, at in enumerate(range(place, end, NODE_SIZE))
+            for i, at in enumerate(places)
         ]
-        self._open(buffer, entries, first, targets)
+        self._decrypt(first, count, targets)
         for i, node in kept.items():
             _copy_node(node, target, place + i * NODE_SIZE)
             self._keep(first + i, bytes(node))
 
-    def _open(
-        self, buffer: RunBuffer, entries: bytes, first: int, targets: list[memoryview]
-    ) -> None:
+    def _decrypt(self, first: int, count: int, targets: list[memoryview]) -> None:
+        """Read and decrypt ``count`` nodes of one run from the host."""
+        entries = self._tree.data_entries(first, count)
+        buffer = run_buffer()
+        cipher = buffer.cipher[: count * NODE_SIZE]
+        got = self._main.pread_into(data_node(first) * NODE_SIZE, cipher)
+        if got < count * NODE_SIZE:
+            raise self._cut_short(data_node(first) + got // NODE_SIZE)
         try:
             buffer.open(entries, targets)
         except NodeAuthenticationError as error:
@@ -294,7 +308,7 @@ class DataNodes:
         keys = self._keys.keys(len(order))
         done = 0
         buffer = run_buffer()
-        for first, count in _group_runs(order):
+        for first, count in _split_runs(order):
             nodes = [self._waiting[index] for index in range(first, first + count)]
             entries = buffer.seal(keys[done * KEY_SIZE : (done + count) * KEY_SIZE], nodes)
             self._writer().write(data_node(first), buffer.cipher[: count * NODE_SIZE])
@@ -324,15 +338,15 @@ def _copy_node(node: Buffer, target: memoryview, place: int) -> None:
     target[low:high] = memoryview(node)[low - place : high - place]
 
 
-def _group_end(index: int) -> int:
-    """Return the first data node of the next group."""
-    return (index // DATA_PER_MHT + 1) * DATA_PER_MHT
+def _run_end(index: int) -> int:
+    """Return where the run of ``index`` ends; runs divide groups, whose nodes are neighbours."""
+    return (index // RUN_NODES + 1) * RUN_NODES
 
 
-def _group_runs(indices: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Group ascending data nodes into runs that are neighbours on the host too."""
-    for first, count in runs(indices, DATA_PER_MHT):
-        split = min(count, _group_end(first) - first)
-        yield first, split
+def _split_runs(indices: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Group ascending data nodes into neighbours of one run."""
+    for start, count in runs(indices, RUN_NODES):
+        split = min(count, _run_end(start) - start)
+        yield start, split
         if split < count:
-            yield first + split, count - split
+            yield start + split, count - split

@@ -15,22 +15,28 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from cloister.encrypted.constants import DATA_PER_MHT, ENTRY_SIZE, IV, KEY_SIZE, NODE_SIZE, TAG_SIZE
+from cloister.encrypted.constants import ENTRY_SIZE, IV, KEY_SIZE, NODE_SIZE, TAG_SIZE
 from cloister.encrypted.layout import NodeAuthenticationError
 
+RUN_NODES: Final = 24  # 96 KiB: a run and its plaintext stay in the processor's nearer caches
 _KEY: Final = struct.Struct(f"{KEY_SIZE}s")
 _ENTRY: Final = struct.Struct(f"{KEY_SIZE}s{TAG_SIZE}s")
 
 
 class RunBuffer:
-    """Room for the ciphertext of up to 96 neighbouring nodes, and the views that work needs.
+    """Room for the ciphertext of up to 24 neighbouring nodes, and the views that work needs.
 
     ``cipher`` is the ciphertext: fill it before :meth:`open`, write it after :meth:`seal`.
+    ``plain`` is room for the plaintext, and ``plain_nodes`` its nodes, for who has none.
     """
 
     def __init__(self) -> None:
-        self.cipher = memoryview(bytearray(DATA_PER_MHT * NODE_SIZE + TAG_SIZE))
-        ends = [(i + 1) * NODE_SIZE for i in range(DATA_PER_MHT)]
+        self.cipher = memoryview(bytearray(RUN_NODES * NODE_SIZE + TAG_SIZE))
+        self.plain = memoryview(bytearray(RUN_NODES * NODE_SIZE))
+        self.plain_nodes = [
+            self.plain[start : start + NODE_SIZE] for start in range(0, len(self.plain), NODE_SIZE)
+        ]
+        ends = [(i + 1) * NODE_SIZE for i in range(RUN_NODES)]
         self._sealed = [self.cipher[end - NODE_SIZE : end + TAG_SIZE] for end in ends]
         self._tags = [self.cipher[end : end + TAG_SIZE] for end in ends]
 
@@ -39,7 +45,7 @@ class RunBuffer:
 
         Args:
             keys: 16 fresh random bytes for each node.
-            nodes: 4096 bytes each, at most 96.
+            nodes: 4096 bytes each, at most 24.
         """
         entries: list[bytes] = []
         iv = IV
@@ -61,13 +67,20 @@ class RunBuffer:
         Raises:
             NodeAuthenticationError: a node does not fit its entry; its target is zeroed.
         """
-        index = len(entries) // ENTRY_SIZE
+        index = count = len(entries) // ENTRY_SIZE
         iv = IV
+        backwards = zip(
+            reversed([*_ENTRY.iter_unpack(entries)]),
+            reversed(self._tags[:count]),
+            reversed(self._sealed[:count]),
+            reversed(targets[:count]),
+            strict=True,
+        )
         try:
-            for key, tag in reversed(list(_ENTRY.iter_unpack(entries))):
+            for (key, tag), place, sealed, target in backwards:
                 index -= 1
-                self._tags[index][:] = tag
-                AESGCM(key).decrypt_into(iv, self._sealed[index], None, targets[index])
+                place[:] = tag
+                AESGCM(key).decrypt_into(iv, sealed, None, target)
         except InvalidTag:
             targets[index][:] = bytes(NODE_SIZE)  # the library leaves what it deciphered there
             raise NodeAuthenticationError(index) from None
