@@ -130,6 +130,12 @@ class CollateralFetchError(CollateralError):
     )
 
 
+class CollateralNotFoundError(CollateralError):
+    """A collateral service does not have what was asked."""
+
+    default_hint = "it knows other kinds of platforms (FMSPC) than this one"
+
+
 class QuoteSignatureError(AttestationError):
     """A signature in the quote is wrong: it was changed or forged."""
 

@@ -39,6 +39,7 @@ COMMANDS: dict[str, Entry] = {
     "platform": Entry("cloister.cli.platform:platform", "Show the platform; export its root."),
     "quote": Entry("cloister.cli.quote:quote", "Look at quotes and verify them."),
     "attest": Entry("cloister.cli.attest:attest", "Verify the enclave behind a TLS server."),
+    "pccs": Entry("cloister.cli.pccs:pccs", "Serve collateral to those who verify quotes."),
     "serve": Entry("cloister.cli.serve:serve", "Release a key to the enclave you expect."),
     "run": Entry("cloister.cli.run:run", "Run a program in its enclave."),
 }

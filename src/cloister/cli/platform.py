@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from cloister.cli.rehearse import rehearsal_options
 
 if TYPE_CHECKING:
     from cloister.platforms.simulated import SimulatedPlatform
@@ -50,21 +52,24 @@ def show(as_json: bool) -> None:
 
 @platform.command()
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
-def export(file: str) -> None:
+@rehearsal_options
+def export(file: str, **rehearsal: Any) -> None:
     """Write root and collateral of the SIMULATED platform to FILE (`-`: standard output).
 
     Give the file to the owner, who names it to trust this platform:
     `cloister serve --trust-simulated FILE`. It holds no secret. Its collateral is valid for some
-    weeks; export it again then.
+    weeks; export it again then. The --tcb-status and following options rehearse bad days.
 
     \b
     Example:  cloister platform export platform.json
+              cloister platform export bad.json --tcb-status OutOfDate
     """
     from pathlib import Path
 
+    from cloister.cli.rehearse import conditions_from
     from cloister.files import write_atomically
 
-    bundle = _simulated().export()
+    bundle = _simulated().export(conditions_from(**rehearsal))
     text = bundle.to_json() + "\n"
     if file == "-":
         sys.stdout.write(text)

@@ -108,7 +108,9 @@ def _run(
     secret: Secret,
     trust: Trust,
 ) -> None:
-    host, port = server.listen(*_address(listen))
+    from cloister.listen import parse_listen
+
+    host, port = server.listen(*parse_listen(listen))
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: server.stop())
     report.start(host, port, secret, trust)
@@ -222,14 +224,3 @@ def _secret(argument: str, policy: Policy, *, as_hex: bool) -> Secret:
     name, path = (match[1], match[2]) if match else ("default", argument)
     key = read_wrap_key(path)
     return Secret(name, bytearray(key.hex().encode() + b"\0" if as_hex else key), policy)
-
-
-def _address(text: str) -> tuple[str, int]:
-    import re
-
-    from cloister.errors import InputError
-
-    match = re.fullmatch(r"(?:\[(.+)\]|([^:]*)):([0-9]{1,5})", text)
-    if match is None or int(match[3]) > 65535:
-        raise InputError(f"--listen {text}: not HOST:PORT (IPv6: [ADDRESS]:PORT)")
-    return match[1] or match[2] or "localhost", int(match[3])

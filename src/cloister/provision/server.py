@@ -26,6 +26,7 @@ from cloister.attestation.policy import Policy
 from cloister.attestation.trust import Authenticator
 from cloister.attestation.verdict import Verdict
 from cloister.errors import CloisterError, InputError, PolicyError, RaTlsError
+from cloister.listen import bound_address, open_listeners
 from cloister.provision import protocol
 from cloister.ratls.deadline import Deadline
 from cloister.ratls.server import Channel, RaTlsServer
@@ -34,7 +35,6 @@ from cloister.ratls.verify import authenticate_certificate
 MAX_CLIENTS = 64
 CLIENT_TIMEOUT = 10.0
 """Seconds that one client has for handshake, request and answer together."""
-_BACKLOG = 512
 _NO_CERTIFICATE = "peer did not return a certificate"
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -199,43 +199,9 @@ class KeyServer:
         Raises:
             InputError: it cannot be opened.
         """
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise _cannot_listen(host, port, error) from error
-        bound: tuple[str, int] | None = None
-        for family, kind, proto, _, address in found:
-            # One name may have several addresses (localhost: 127.0.0.1 and ::1); all get the same
-            # port. An address family that this machine lacks is left out.
-            chosen = (address[0], bound[1] if bound else port, *address[2:])
-            try:
-                opened = self._open(family, kind, proto, chosen)
-            except OSError as error:
-                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    continue
-                raise _cannot_listen(host, port, error) from error
-            bound = bound or opened
-        if bound is None:
-            raise _cannot_listen(host, port, OSError(errno.EADDRNOTAVAIL, "no such address here"))
-        return bound
-
-    def _open(
-        self, family: int, kind: int, proto: int, address: tuple[object, ...]
-    ) -> tuple[str, int]:
-        listener = socket.socket(family, kind, proto)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind(address)
-            listener.listen(_BACKLOG)
-        except OSError:
-            listener.close()
-            raise
-        listener.setblocking(False)
-        self._listeners.append(listener)
-        name = listener.getsockname()
-        return str(name[0]), int(name[1])
+        opened = open_listeners(host, port)
+        self._listeners.extend(opened)
+        return bound_address(opened)
 
     def serve(self, *, releases: int | None = None) -> None:
         """Serve clients until :meth:`stop` is called or enough secrets were released.
@@ -355,13 +321,6 @@ class KeyServer:
             tcb_status=evidence.tcb_status if evidence else None,
             simulated=judgement.verdict.simulated,
         )
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> InputError:
-    return InputError(
-        f"cannot listen on {host}:{port}: {error.strerror or error}",
-        hint="choose another address or port with --listen HOST:PORT",
-    )
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,149 @@
+"""A cache before Intel's service: asks once, keeps the answer until it runs out.
+
+The API key, which the service wants for PCK certificates, stays here; clients need none. What
+has run out is never given out, so that an owner who relies on this service notices when Intel's
+cannot be reached for too long.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import urllib.parse
+from collections.abc import Callable, Mapping
+
+import httpx
+import sqlalchemy as sa
+from cryptography import x509
+
+from cloister.attestation.anchors import TrustAnchor
+from cloister.attestation.collateral import MAX_COLLATERAL_SIZE
+from cloister.attestation.expiry import parse_time
+from cloister.attestation.pcs import Answer, signed_member
+from cloister.attestation.service import INTEL_PCS, crl_location
+from cloister.errors import CollateralError, CollateralFetchError, CollateralNotFoundError
+
+REFRESH_BEFORE = datetime.timedelta(days=7)
+CERTIFICATE_LIFETIME = datetime.timedelta(days=1)
+"""PCK certificates have no next update; they are asked for again after a day."""
+
+_METADATA = sa.MetaData()
+_ANSWERS = sa.Table(
+    "pccs_answers",
+    _METADATA,
+    sa.Column("url", sa.String, primary_key=True),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("headers", sa.Text, nullable=False),
+    sa.Column("expires", sa.Float, nullable=False),
+)
+
+
+class CachingBackend:
+    """Answers from a database, else from a PCS, whose answers it keeps.
+
+    Args:
+        database: where answers are kept.
+        anchor: the root whose revocation list is served.
+        clock: gives the present time (aware).
+        upstream: base address of the service.
+        api_key: sent with requests for PCK certificates; None sends none.
+        client: makes the requests.
+    """
+
+    def __init__(
+        self,
+        database: sa.Engine,
+        *,
+        anchor: TrustAnchor,
+        clock: Callable[[], datetime.datetime],
+        upstream: str = INTEL_PCS,
+        api_key: str | None = None,
+        client: httpx.Client | None = None,
+    ) -> None:
+        _METADATA.create_all(database)
+        self._database = database
+        self._anchor = anchor
+        self._clock = clock
+        self._upstream = upstream.rstrip("/")
+        self._api_key = api_key
+        self._client = client or httpx.Client(timeout=20)
+
+    def answer(self, path: str, parameters: Mapping[str, str]) -> Answer:
+        """Return the answer for a path of the API; see :class:`cloister.pccs.app.Backend`."""
+        url = self._url(path, parameters)
+        kept = self._kept(url)
+        now = self._clock()
+        if kept is not None and now + REFRESH_BEFORE < kept[1]:
+            return kept[0]
+        try:
+            return self._fetch(path, url)
+        except CollateralFetchError:
+            if kept is not None and now <= kept[1]:
+                return kept[0]
+            raise
+
+    def _url(self, path: str, parameters: Mapping[str, str]) -> str:
+        if path.endswith("/rootcacrl"):
+            return crl_location(self._anchor)
+        wanted = {name: value for name, value in parameters.items() if name != "qeid"}
+        if path.endswith("/pckcrl"):
+            wanted["encoding"] = "der"
+        query = urllib.parse.urlencode(sorted(wanted.items()))
+        return f"{self._upstream}{path}?{query}" if query else f"{self._upstream}{path}"
+
+    def _kept(self, url: str) -> tuple[Answer, datetime.datetime] | None:
+        with self._database.connect() as connection:
+            row = connection.execute(sa.select(_ANSWERS).where(_ANSWERS.c.url == url)).first()
+        if row is None:
+            return None
+        expires = datetime.datetime.fromtimestamp(row.expires, tz=datetime.timezone.utc)
+        return Answer(row.body, json.loads(row.headers)), expires
+
+    def _fetch(self, path: str, url: str) -> Answer:
+        answer = self._ask(path, url)
+        try:
+            expires = self._expires(path, answer)
+        except (CollateralError, ValueError, KeyError, TypeError) as error:
+            raise CollateralFetchError(f"{url}: an answer that cannot be read") from error
+        values = {
+            "body": answer.body,
+            "headers": json.dumps(dict(answer.headers)),
+            "expires": expires.timestamp(),
+        }
+        with self._database.begin() as connection:
+            connection.execute(sa.delete(_ANSWERS).where(_ANSWERS.c.url == url))
+            connection.execute(sa.insert(_ANSWERS).values(url=url, **values))
+        return answer
+
+    def _ask(self, path: str, url: str) -> Answer:
+        headers = {}
+        if self._api_key is not None and path.endswith("/pckcert"):
+            headers["Ocp-Apim-Subscription-Key"] = self._api_key
+        try:
+            response = self._client.get(url, headers=headers)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise CollateralFetchError(f"{url}: {error or type(error).__name__}") from error
+        if response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.BAD_REQUEST):
+            raise CollateralNotFoundError(f"the service has no {path} for these parameters")
+        if response.status_code != httpx.codes.OK or len(response.content) > MAX_COLLATERAL_SIZE:
+            raise CollateralFetchError(f"{url}: HTTP status {response.status_code}")
+        kept = {
+            name.lower(): value
+            for name, value in response.headers.items()
+            if name.lower().startswith(("sgx-", "tcb-info-", "cloister-"))
+        }
+        return Answer(response.content, kept)
+
+    def _expires(self, path: str, answer: Answer) -> datetime.datetime:
+        if path.endswith("/tcb"):
+            return _next_update(answer.body, "tcbInfo")
+        if path.endswith("/identity"):
+            return _next_update(answer.body, "enclaveIdentity")
+        if path.endswith("crl"):
+            update = x509.load_der_x509_crl(answer.body).next_update_utc
+            return update or self._clock() + CERTIFICATE_LIFETIME
+        return self._clock() + CERTIFICATE_LIFETIME
+
+
+def _next_update(body: bytes, name: str) -> datetime.datetime:
+    return parse_time(json.loads(signed_member(body, name)[0])["nextUpdate"])
