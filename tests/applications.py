@@ -16,6 +16,8 @@ PYTHON = os.path.realpath(sys.executable)
 """The interpreter itself, without the virtual environment around it."""
 KEY = "00112233445566778899aabbccddeeff"
 SIGNING_KEY = Path(__file__).parent / "data" / "signing" / "key.pem"
+WITHOUT_LINKS = dict.fromkeys(("hard_links", "symbolic_links"), "PermissionError")
+"""What differs in an encrypted mount: a file is bound to one path, so links are refused."""
 TOOLS = ("sh", "cat", "ls", "rm", "mv", "mkdir", "head", "wc", "cmp", "od", "sleep")
 PROGRAMS = Path(__file__).parent / "runtime" / "programs"
 

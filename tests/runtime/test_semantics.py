@@ -10,10 +10,9 @@ from collections.abc import Callable
 
 import pytest
 
-from applications import PYTHON, App
+from applications import KEY, PYTHON, WITHOUT_LINKS, App
 
 Outcomes = dict[str, object]
-KEY = "00112233445566778899aabbccddeeff"
 
 
 @pytest.mark.parametrize("kind", ["chroot", "encrypted", "tmpfs"])
@@ -25,4 +24,5 @@ def test_same_as_native(app: App, native_semantics: Callable[[], Outcomes], kind
     done = app.direct([PYTHON, "/programs/semantics.py"])
     native = native_semantics()
     assert len(native) > 25
-    assert json.loads(done.stdout) == native
+    assert "Error" not in json.dumps(native)
+    assert json.loads(done.stdout) == (native | WITHOUT_LINKS if kind == "encrypted" else native)

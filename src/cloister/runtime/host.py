@@ -214,8 +214,17 @@ def _stays_a_link(scene: Scene, host: str, path: str) -> bool:
     """
     if not scene.rules.follows_links_out(path):
         return True
+    if not scene.rules.changes_on_host(path):
+        return False
     target = os.readlink(host)
-    return not target.startswith("/") and "/" not in target and scene.rules.changes_on_host(path)
+    if target.startswith("/"):
+        return not os.path.exists(target)
+    resolved = os.path.normpath(os.path.join(os.path.dirname(host), target))
+    return any(_is_below(host, root) and _is_below(resolved, root) for root in scene.roots)
+
+
+def _is_below(path: str, root: str) -> bool:
+    return path == root or path.startswith(f"{root.rstrip('/')}/")
 
 
 class HostSymlink(Node):
@@ -230,6 +239,14 @@ class HostSymlink(Node):
     def attributes(self) -> Attributes:
         """Return the attributes of the link itself."""
         return shown(self.scene, os.lstat(self.host))
+
+    def change(self, change: Change, handle: Handle | None) -> None:
+        """Change the times of the link itself; its mode means nothing."""
+        if change.atime_ns is not None or change.mtime_ns is not None:
+            now = os.lstat(self.host)
+            atime = now.st_atime_ns if change.atime_ns is None else change.atime_ns
+            mtime = now.st_mtime_ns if change.mtime_ns is None else change.mtime_ns
+            os.utime(self.host, ns=(atime, mtime), follow_symlinks=False)
 
     def readlink(self) -> bytes:
         """Return the target; the program's own tree resolves it."""

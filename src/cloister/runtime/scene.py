@@ -34,6 +34,7 @@ class Scene:
         uid, gid: owner that the program sees.
         encrypted: makes the node of an encrypted file (set by the tree builder).
         unbuffered: the kernel must not cache content (files whose size says nothing, as in sysfs).
+        roots: host paths of the chroot mounts, for telling whether a link stays in its mount.
         protected: files and directories that are encrypted under the default key wherever they
             are mounted (Graphene's dialect).
     """
@@ -44,6 +45,7 @@ class Scene:
     gid: int = 0
     encrypted: Callable[[str, str, str], EncryptedNode] | None = None
     unbuffered: bool = False
+    roots: list[str] = field(default_factory=list)
     protected: PathSet = field(default_factory=lambda: PathSet(()))
 
     def key_of(self, path: str, mounted: str | None) -> str | None:

@@ -237,7 +237,8 @@ def _node_of(mount: Mount | RootMount, scene: Scene, base: Path, source: str) ->
             hint="use chroot, encrypted or tmpfs",
         )
     path = _uri_path(mount.uri)
-    host = os.path.join(base, path)
+    host = os.path.normpath(os.path.join(base, path))
+    scene.roots.append(host)
     key_name = key_of(mount) if mount.type == "encrypted" else None
     try:
         return host_node(scene, host, path, key_name)

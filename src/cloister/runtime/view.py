@@ -195,6 +195,7 @@ class View(Filesystem):
         directory.unlink(name, directory.child(name) if known is None else known.node)
         if known is not None:
             known.take(self._known[parent], name)
+            _relocate_to_another_name(known)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """See :class:`Filesystem`."""
@@ -217,6 +218,7 @@ class View(Filesystem):
         if replaced is not None:
             replaced.node.detach()
             replaced.take(goal, new)
+            _relocate_to_another_name(replaced)
         if moved is not None:
             moved.take(source, name)
             moved.put(goal, new)
@@ -324,6 +326,14 @@ def _attributes_or_none(node: Node) -> Attributes:
         raise
     except OSError:
         return Attributes(mode=stat.S_IFREG)
+
+
+def _relocate_to_another_name(known: _Known) -> None:
+    """Let a file that lost one of its names be found by another."""
+    if known.places:
+        parent, name = known.places[0]
+        if isinstance(parent.node, HostDirectory):
+            relocate(known.node, *parent.node.places(name))
 
 
 def _relocate_below(moved: _Known) -> None:
