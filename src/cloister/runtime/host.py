@@ -411,6 +411,7 @@ def relocate(node: Node, host: str, path: str) -> None:
 
 
 def _type_bits(entry: os.DirEntry[bytes]) -> int:
-    if entry.is_dir():
+    """Return the type bits of a listed name; 0 says that one has to look."""
+    if entry.is_dir(follow_symlinks=False):
         return stat.S_IFDIR
-    return stat.S_IFREG if entry.is_file() else 0
+    return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0

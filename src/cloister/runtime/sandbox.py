@@ -333,7 +333,12 @@ def _fail(control: socket.socket, message: str) -> NoReturn:
 
 
 def harden_this_process() -> None:
-    """Keep the runtime's memory, which holds keys, out of core dumps and debuggers."""
+    """Prepare the serving process, after the program's processes were forked.
+
+    Its memory holds keys, so it stays out of core dumps and debuggers. The modes that the kernel
+    sends already carry the program's umask; ours must not be taken off them too.
+    """
+    os.umask(0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     linux.set_dumpable(False)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

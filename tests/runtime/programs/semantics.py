@@ -352,6 +352,15 @@ def times_and_modes():
 
 
 @check
+def new_files_have_the_mode_asked_for():
+    os.umask(0o002)
+    os.close(os.open("group", os.O_CREAT | os.O_WRONLY, 0o664))
+    os.mkdir("shared", 0o775)
+    os.umask(0o022)
+    return [oct(os.stat(name).st_mode) for name in ("group", "shared")]
+
+
+@check
 def long_names():
     name = "n" * 255
     put(name, b"long")
