@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from cloister.errors import CloisterError, InputError, ManifestError
 from cloister.manifest import hashing
-from cloister.manifest.cache import HashCache
+from cloister.manifest.cache import HashCache, IndexMemo
+from cloister.manifest.digests import Digests, digest, look, state_of
 from cloister.manifest.hashing import hash_file, hash_files, stamp_of
 from cloister.manifest.index import CHUNK_SIZE, UNKNOWN_SIZE, TrustedEntry
 from cloister.manifest.model import TrustedFile
 from cloister.manifest.tree import FileTree
-from cloister.manifest.trusted import Candidate, Digests, digest, expand
+from cloister.manifest.trusted import Candidate, expand
 
 SHA = "ab" * 32
 
@@ -110,7 +111,8 @@ def test_what_cannot_be_trusted(base: Path, listed: list[str | TrustedFile], exp
 
 
 def digested(found: dict[str, Candidate], cache: HashCache | None = None, day: int = 0) -> Digests:
-    return digest(found, cache or HashCache(None), problem, today=day)
+    seen = look(found, problem)
+    return digest(found, seen, cache or HashCache(None), problem, today=day)
 
 
 @pytest.mark.parametrize(
@@ -304,3 +306,52 @@ def test_a_damaged_cache_is_an_empty_one(
 
 def test_without_cache_nothing_is_kept(disk: Path) -> None:
     assert [digested(expanded(disk, "file:b")).hashed for _ in range(2)] == [1, 1]
+
+
+# --- whole indexes -------------------------------------------------------------------------------
+
+
+def state(base: Path, *listed: str | TrustedFile) -> bytes:
+    found = expanded(base, *listed)
+    return state_of(found, look(found, problem))
+
+
+def test_the_state_changes_with_every_name_stamp_and_given_hash(base: Path) -> None:
+    states = [state(base, "file:./"), state(base, "file:a/"), state(base, f"file:{base}/a/")]
+    (base / "a" / "new").touch()
+    states.append(state(base, "file:a/"))
+    os.utime(base / "a" / "x", (1, 1))
+    states.append(state(base, "file:a/"))
+    states += [state(base, TrustedFile(uri="file:b", sha256=sha * 32)) for sha in ("ab", "cd")]
+    states.append(state(base, "file:b"))
+    assert len(set(states)) == len(states)
+    assert state(base, "file:b") == states[-1]
+
+
+def test_only_what_is_settled_may_be_remembered(disk: Path) -> None:
+    assert digested(expanded(disk, "file:./")).settled
+    (disk / "b").write_text("young")
+    assert not digested(expanded(disk, "file:./")).settled
+
+
+def test_a_file_that_changes_after_it_was_seen_is_not_settled(disk: Path) -> None:
+    found = expanded(disk, "file:b")
+    seen = look(found, problem)
+    settle(disk / "b")
+    assert not digest(found, seen, HashCache(None), problem, today=0).settled
+
+
+def test_indexes_are_kept_by_state(tmp_path: Path) -> None:
+    memo = IndexMemo(tmp_path / "indexes")
+    assert memo.get(b"a" * 32) is None
+    for number in range(12):
+        memo.put(bytes([number]) * 32, b"index %d" % number)
+        os.utime(tmp_path / "indexes" / (bytes([number]) * 32).hex(), (number, number))
+    assert memo.get(b"\x0b" * 32) == b"index 11"
+    assert memo.get(b"\0" * 32) is None
+    assert len(list((tmp_path / "indexes").iterdir())) == 8
+    file = tmp_path / "indexes" / (b"\x0b" * 32).hex()
+    file.write_bytes(file.read_bytes()[:-1] + b"2")
+    assert memo.get(b"\x0b" * 32) is None
+    IndexMemo(None).put(b"a" * 32, b"index")
+    assert IndexMemo(None).get(b"a" * 32) is None

@@ -96,7 +96,7 @@ def hashing(total: int) -> AbstractContextManager[Callable[[int], None]]:
 def summary(built: Built) -> dict[str, Any]:
     """Return what is said of a signed enclave."""
     sigstruct, sgx = built.sigstruct, built.prepared.manifest.sgx
-    digests = built.prepared.digests
+    amount = built.prepared.amount
     return {
         "mrenclave": sigstruct.mr_enclave.hex(),
         "mrsigner": sigstruct.mr_signer.hex(),
@@ -105,9 +105,9 @@ def summary(built: Built) -> dict[str, Any]:
         "debug": sigstruct.debug,
         "enclave_size": sgx.enclave_size,
         "max_threads": sgx.max_threads,
-        "trusted_files": len(digests.entries),
-        "trusted_bytes": digests.size,
-        "hashed_files": digests.hashed,
+        "trusted_files": amount.files,
+        "trusted_bytes": amount.size,
+        "hashed_files": amount.hashed,
         "files": [str(path) for path in built.files],
     }
 

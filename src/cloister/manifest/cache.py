@@ -1,15 +1,13 @@
-"""The cache of hashes: a file that has not changed since it was hashed is not hashed again.
+"""What was hashed before: files that have not changed are not hashed again.
 
-One file in the user's cache directory: SHA-256 of the rest (against accidents, not against the
-user), u32 number of records; a record for each file: its stamp and the u32 day on which it was last
-of use; then an index of the same files (see :mod:`cloister.manifest.index`).
+Both caches are the user's own. Checksums in them guard against accidents, not against the user.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from cloister.errors import TrustedIndexError
@@ -18,13 +16,18 @@ from cloister.manifest.hashing import STAMP_SIZE
 from cloister.manifest.index import TrustedEntry, TrustedIndex, write_index
 
 _KEEP_DAYS = 60
+_KEEP_INDEXES = 8
 _COUNT = struct.Struct("<I")
 _RECORD = struct.Struct(f"<{STAMP_SIZE}sI")
 _DIGEST_SIZE = 32
 
 
 class HashCache:
-    """Digests by file name and stamp.
+    """Digests by file name and stamp, in one file.
+
+    The file: SHA-256 of the rest, u32 number of records; a record for each file: its stamp and the
+    u32 day on which it was last of use; then an index of the same files
+    (see :mod:`cloister.manifest.index`).
 
     Args:
         path: the cache's file; None keeps nothing and finds nothing.
@@ -32,15 +35,15 @@ class HashCache:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._records: dict[str, bytes] = {}
+        self._records = b""
         self._index = TrustedIndex.from_hashes({})
         if path is not None:
             self._load(path)
 
     def get(self, name: str, stamp: bytes) -> TrustedEntry | None:
         """Return the digests of file ``name`` if it still has ``stamp``."""
-        record = self._records.get(name)
-        if record is None or record[:STAMP_SIZE] != stamp:
+        number = self._index.number(name)
+        if number is None or not self._records.startswith(stamp, number * _RECORD.size):
             return None
         return self._index.lookup(name)
 
@@ -58,7 +61,7 @@ class HashCache:
             return
         records = {
             name: record
-            for name, record in self._records.items()
+            for name, record in zip(self._index, self._all_records(), strict=True)
             if _RECORD.unpack(record)[1] > today - _KEEP_DAYS
         }
         records.update(
@@ -70,6 +73,10 @@ class HashCache:
         entries = {name: new[name][1] if name in new else self._entry(name) for name in records}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, _pack(records, entries), mode=0o600)
+
+    def _all_records(self) -> Iterator[bytes]:
+        for at in range(0, len(self._records), _RECORD.size):
+            yield self._records[at : at + _RECORD.size]
 
     def _entry(self, name: str) -> TrustedEntry:
         entry = self._index.lookup(name)
@@ -92,7 +99,7 @@ def _pack(records: Mapping[str, bytes], entries: Mapping[str, TrustedEntry]) -> 
     return hashlib.sha256(body).digest() + body
 
 
-def _unpack(data: bytes) -> tuple[dict[str, bytes], TrustedIndex]:
+def _unpack(data: bytes) -> tuple[bytes, TrustedIndex]:
     body = data[_DIGEST_SIZE:]
     if hashlib.sha256(body).digest() != data[:_DIGEST_SIZE] or len(body) < _COUNT.size:
         raise TrustedIndexError("cache of hashes: damaged")
@@ -100,8 +107,39 @@ def _unpack(data: bytes) -> tuple[dict[str, bytes], TrustedIndex]:
     end = _COUNT.size + count * _RECORD.size
     raw = body[end:]
     index = TrustedIndex.load(raw, hashlib.sha256(raw).digest())
-    starts = range(_COUNT.size, end, _RECORD.size)
-    records = {name: body[at : at + _RECORD.size] for name, at in zip(index, starts, strict=False)}
-    if len(records) != count:
+    if len(index) != count:
         raise TrustedIndexError("cache of hashes: damaged")
-    return records, index
+    return body[_COUNT.size : end], index
+
+
+class IndexMemo:
+    """Whole indexes by the state of everything that is in them, so that they need not be made anew.
+
+    Args:
+        directory: where they are kept, each as SHA-256 and index; None keeps none.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+
+    def get(self, state: bytes) -> bytes | None:
+        """Return the index for ``state``, or None."""
+        if self._directory is None:
+            return None
+        try:
+            data = (self._directory / state.hex()).read_bytes()
+        except OSError:
+            return None
+        index = data[_DIGEST_SIZE:]
+        return index if hashlib.sha256(index).digest() == data[:_DIGEST_SIZE] else None
+
+    def put(self, state: bytes, index: bytes) -> None:
+        """Keep the index for ``state``; only the youngest few are kept."""
+        if self._directory is None:
+            return
+        self._directory.mkdir(parents=True, exist_ok=True)
+        data = hashlib.sha256(index).digest() + index
+        write_atomically(self._directory / state.hex(), data, mode=0o600)
+        kept = sorted(self._directory.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        for path in kept[:-_KEEP_INDEXES]:
+            path.unlink(missing_ok=True)

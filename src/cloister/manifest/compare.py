@@ -81,7 +81,7 @@ def _flat(value: Any, at: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
 
 
 def _files(new: Prepared, old: SignedEnclave) -> Iterator[Difference]:
-    before, after = dict(old.trusted.entries()), new.trusted
+    before, after = dict(old.trusted.entries()), dict(new.trusted().entries())
     for path in sorted(before.keys() | after.keys()):
         was, now = before.get(path), after.get(path)
         if was is None:

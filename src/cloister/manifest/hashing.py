@@ -13,14 +13,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import multiprocessing
 import os
 import stat
 import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 
 from cloister.errors import InputError
@@ -94,6 +92,9 @@ def _outcomes(
     if workers < 2 or sum(size for _, size in files) < _SMALL_JOB_BYTES:
         yield from map(_hash_batch, names)
         return
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
     # Where it is safe, fork: nothing has to be imported again.
     context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:

@@ -151,6 +151,10 @@ class TrustedIndex:
             raise TrustedIndexError(f"index of trusted files: the chunks of {path} lie outside it")
         return TrustedEntry(size, sha256, self._digests[start:end])
 
+    def number(self, path: str) -> int | None:
+        """Return the place of ``path`` in the order of the names, from 0, or None."""
+        return self._numbers.get(path)
+
     def entries(self) -> Iterator[tuple[str, TrustedEntry]]:
         """Iterate over the URI paths and what is known of each.
 

@@ -9,19 +9,19 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli_w
 
 from cloister.files import cache_home
-from cloister.manifest.cache import HashCache
-from cloister.manifest.gramine_format import gramine_document
+from cloister.manifest.cache import HashCache, IndexMemo
+from cloister.manifest.digests import Digests, digest, look, state_of
 from cloister.manifest.hashing import ShowProgress, unseen
 from cloister.manifest.index import TrustedEntry, TrustedIndex, write_index
 from cloister.manifest.model import Manifest
 from cloister.manifest.parse import ManifestText
 from cloister.manifest.tree import FileTree
-from cloister.manifest.trusted import Digests, digest, expand
+from cloister.manifest.trusted import expand
 from cloister.sgx.features import enclave_attributes
 from cloister.sgx.measurement import Measurement, measure
 from cloister.sgx.sigstruct import Sigstruct, encode_date
@@ -53,6 +53,14 @@ class Settings:
     show: ShowProgress = unseen
 
 
+class Amount(NamedTuple):
+    """How much is trusted: files, their bytes as far as they are known, files hashed now."""
+
+    files: int
+    size: int
+    hashed: int
+
+
 @dataclass(frozen=True)
 class Prepared:
     """An enclave that only lacks its signature.
@@ -62,7 +70,7 @@ class Prepared:
         index: the index of trusted files; None if the manifest lists them itself.
         manifest: the final manifest, validated.
         measurement: MRENCLAVE and the layout.
-        digests: of the trusted files.
+        amount: how much is trusted.
         notes: what its builder should know.
     """
 
@@ -70,13 +78,17 @@ class Prepared:
     index: bytes | None
     manifest: Manifest
     measurement: Measurement
-    digests: Digests
+    amount: Amount
     notes: tuple[str, ...] = ()
 
-    @property
-    def trusted(self) -> Mapping[str, TrustedEntry]:
-        """What is known of the trusted files, by normalised URI path."""
-        return self.digests.entries
+    def trusted(self) -> TrustedIndex:
+        """Return what is known of the trusted files."""
+        if self.index is not None:
+            return TrustedIndex.load(self.index, hashlib.sha256(self.index).digest())
+        files = self.manifest.sgx.trusted_files
+        return TrustedIndex.from_hashes(
+            {file.path: bytes.fromhex(file.sha256) for file in files if file.sha256}
+        )
 
     def sigstruct(self, modulus: int, date: str) -> Sigstruct:
         """Return the SIGSTRUCT, still without signature.
@@ -114,19 +126,20 @@ def prepare(text: ManifestText, base: Path, settings: Settings, tree: FileTree) 
     Raises:
         CloisterError: a trusted file is missing, or the enclave is too small for what is in it.
     """
-    digests = _digests(text, base, settings, tree)
+    trusted = _Trusted(text, base, settings, tree)
     notes: tuple[str, ...] = ()
     index: bytes | None = None
     if settings.format is Format.GRAMINE:
-        document, notes = gramine_document(text, digests.entries, base)
+        from cloister.manifest.gramine_format import gramine_document
+
+        document, notes = gramine_document(text, trusted.entries(), base)
     else:
-        index = write_index(digests.entries)
+        index = trusted.index()
         document = _with_index(text.document, index)
     signed = tomli_w.dumps(document).encode()
     manifest = Manifest.model_validate(document)
-    return Prepared(
-        signed, index, manifest, measure_manifest(signed, manifest, settings.libpal), digests, notes
-    )
+    measurement = measure_manifest(signed, manifest, settings.libpal)
+    return Prepared(signed, index, manifest, measurement, trusted.amount(), notes)
 
 
 def prepare_final(data: bytes, text: ManifestText, index: bytes | None, libpal: bytes) -> Prepared:
@@ -142,18 +155,9 @@ def prepare_final(data: bytes, text: ManifestText, index: bytes | None, libpal: 
         CloisterError: the enclave is too small for what is in it.
     """
     measurement = measure_manifest(data, text.manifest, libpal)
-    return Prepared(data, index, text.manifest, measurement, Digests(_known(text, index), 0))
-
-
-def _known(text: ManifestText, index: bytes | None) -> dict[str, TrustedEntry]:
-    """Return what a final manifest says of its trusted files."""
-    if index is None:
-        files = text.manifest.sgx.trusted_files
-        hashes = {file.path: bytes.fromhex(file.sha256) for file in files if file.sha256}
-        trusted = TrustedIndex.from_hashes(hashes)
-    else:
-        trusted = TrustedIndex.load(index, hashlib.sha256(index).digest())
-    return dict(trusted.entries())
+    prepared = Prepared(data, index, text.manifest, measurement, Amount(0, 0, 0))
+    sizes = [max(entry.size, 0) for _, entry in prepared.trusted().entries()]
+    return dataclasses.replace(prepared, amount=Amount(len(sizes), sum(sizes), 0))
 
 
 def measure_manifest(signed: bytes, manifest: Manifest, libpal: bytes) -> Measurement:
@@ -168,13 +172,55 @@ def measure_manifest(signed: bytes, manifest: Manifest, libpal: bytes) -> Measur
     )
 
 
-def _digests(text: ManifestText, base: Path, settings: Settings, tree: FileTree) -> Digests:
-    problem = text.trusted_file_problem
-    files = text.manifest.sgx.trusted_files
-    candidates = expand(files, base, tree, problem, bare_directories=text.graphene)
-    cache = HashCache(cache_home() / "hashes" if settings.use_cache else None)
-    today = int(settings.now.timestamp() // 86400)
-    return digest(candidates, cache, problem, today=today, show=settings.show)
+class _Trusted:
+    """The trusted files of one manifest, hashed at most once."""
+
+    def __init__(self, text: ManifestText, base: Path, settings: Settings, tree: FileTree) -> None:
+        self._problem = text.trusted_file_problem
+        self._settings = settings
+        self._caches = cache_home() if settings.use_cache else None
+        self._candidates = expand(
+            text.manifest.sgx.trusted_files,
+            base,
+            tree,
+            self._problem,
+            bare_directories=text.graphene,
+        )
+        self._seen = look(self._candidates, self._problem)
+        self._hashed = 0
+
+    def index(self) -> bytes:
+        """Return the index of the files, as it was last time if nothing changed since."""
+        memo = IndexMemo(None if self._caches is None else self._caches / "indexes")
+        state = state_of(self._candidates, self._seen)
+        index = memo.get(state)
+        if index is None:
+            digests = self._digests()
+            index = write_index(digests.entries)
+            if digests.settled:
+                memo.put(state, index)
+        return index
+
+    def entries(self) -> Mapping[str, TrustedEntry]:
+        """Return the digests of the files, in the order of the manifest."""
+        return self._digests().entries
+
+    def amount(self) -> Amount:
+        """Return how much was trusted; after hashing."""
+        size = sum(seen.size for seen in self._seen.values())
+        return Amount(len(self._candidates), size, self._hashed)
+
+    def _digests(self) -> Digests:
+        digests = digest(
+            self._candidates,
+            self._seen,
+            HashCache(None if self._caches is None else self._caches / "hashes"),
+            self._problem,
+            today=int(self._settings.now.timestamp() // 86400),
+            show=self._settings.show,
+        )
+        self._hashed = digests.hashed
+        return digests
 
 
 def _with_index(document: Mapping[str, Any], index: bytes) -> dict[str, Any]:

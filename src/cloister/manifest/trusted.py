@@ -1,4 +1,4 @@
-"""Trusted files: from the list in a manifest to digests of single files.
+"""Trusted files: from the list in a manifest to single files.
 
 Relative URIs are relative to the manifest's directory. The rules are those of Gramine's tools:
 a directory is written with ``/`` at the end and stands for all files below it, a file with a given
@@ -8,14 +8,11 @@ hash is taken as it is and need not exist, doubles are merged.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from cloister.errors import CloisterError
-from cloister.manifest.cache import HashCache
-from cloister.manifest.hashing import Progress, ShowProgress, hash_files, stamp_of, unseen
-from cloister.manifest.index import UNKNOWN_SIZE, TrustedEntry
 from cloister.manifest.model import TrustedFile
 from cloister.manifest.tree import FileTree
 
@@ -23,8 +20,7 @@ Problem = Callable[[int, str, str | None], CloisterError]
 """Makes the error for a line of the list: its number from 0, what is wrong, what to do."""
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One file to be trusted.
 
     Attributes:
@@ -104,102 +100,3 @@ def _of_directory(
     cut = len(host.rstrip("/")) + 1
     prefix = "" if path == "." else f"{path.rstrip('/')}/"
     return [(prefix + name[cut:], Candidate(name, line, None, named=False)) for name in names]
-
-
-@dataclass(frozen=True)
-class Digests:
-    """The result.
-
-    Attributes:
-        entries: digests of every trusted file, by its normalised URI path.
-        hashed: how many files were hashed now.
-    """
-
-    entries: Mapping[str, TrustedEntry]
-    hashed: int
-
-    @property
-    def size(self) -> int:
-        """Sum of the sizes, in bytes, as far as they are known."""
-        return sum(max(entry.size, 0) for entry in self.entries.values())
-
-
-def digest(
-    candidates: Mapping[str, Candidate],
-    cache: HashCache,
-    problem: Problem,
-    *,
-    today: int,
-    show: ShowProgress = unseen,
-) -> Digests:
-    """Return the digests of all candidates, from the cache where a file has not changed.
-
-    Args:
-        candidates: what :func:`expand` found.
-        cache: digests of earlier builds.
-        problem: makes the errors.
-        today: days since 1970, for the cache.
-        show: shows how far the hashing is.
-
-    Raises:
-        CloisterError: a named file cannot be read, or a file changed meanwhile.
-    """
-    entries: dict[str, TrustedEntry] = {}
-    missing: list[tuple[str, int]] = []
-    stamps = _stamps(candidates, problem)
-    for path, candidate in candidates.items():
-        if candidate.sha256 is not None:
-            entries[path] = TrustedEntry(UNKNOWN_SIZE, candidate.sha256, b"")
-        elif candidate.host in stamps:
-            size, stamp = stamps[candidate.host]
-            known = cache.get(candidate.host, stamp)
-            if known is None:
-                missing.append((path, size))
-            else:
-                entries[path] = known
-    with show(sum(size for _, size in missing)) as progress:
-        hashed = _hash(missing, candidates, problem, progress)
-    entries.update((path, entry) for path, (_, entry) in hashed.items())
-    new = {
-        candidates[path].host: (stamp, entry)
-        for path, (stamp, entry) in hashed.items()
-        if stamp is not None
-    }
-    cache.store(new, stamps, today)
-    in_order = {path: entries[path] for path in candidates if path in entries}
-    return Digests(in_order, len(hashed))
-
-
-def _stamps(candidates: Mapping[str, Candidate], problem: Problem) -> dict[str, tuple[int, bytes]]:
-    """Return size and stamp of each file that is to be hashed."""
-    stamps: dict[str, tuple[int, bytes]] = {}
-    for candidate in candidates.values():
-        if candidate.sha256 is None:
-            try:
-                status = os.stat(candidate.host)  # noqa: PTH116  (as above)
-            except OSError as error:
-                if candidate.named:
-                    raise _unreadable(candidate, error, problem) from error
-                continue
-            stamps[candidate.host] = status.st_size, stamp_of(status)
-    return stamps
-
-
-def _hash(
-    missing: Sequence[tuple[str, int]],
-    candidates: Mapping[str, Candidate],
-    problem: Problem,
-    progress: Progress,
-) -> dict[str, tuple[bytes | None, TrustedEntry]]:
-    files = [(candidates[path].host, size) for path, size in missing]
-    hashed = {}
-    for (path, _), result in zip(missing, hash_files(files, progress=progress), strict=True):
-        if not isinstance(result, OSError):
-            hashed[path] = result
-        elif candidates[path].named or not isinstance(result, PermissionError):
-            raise _unreadable(candidates[path], result, problem) from result
-    return hashed
-
-
-def _unreadable(candidate: Candidate, error: OSError, problem: Problem) -> CloisterError:
-    return problem(candidate.line, f"{candidate.host}: {error.strerror}", None)

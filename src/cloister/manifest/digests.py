@@ -1,0 +1,139 @@
+"""Digests of trusted files: hashed, or remembered where nothing changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cloister.errors import CloisterError
+from cloister.manifest.cache import HashCache
+from cloister.manifest.hashing import Progress, ShowProgress, hash_files, stamp_of, unseen
+from cloister.manifest.index import UNKNOWN_SIZE, TrustedEntry
+from cloister.manifest.trusted import Candidate, Problem
+
+
+class Seen(NamedTuple):
+    """What the disk says of one file: size in bytes, and its stamp."""
+
+    size: int
+    stamp: bytes
+
+
+@dataclass(frozen=True)
+class Digests:
+    """The result.
+
+    Attributes:
+        entries: digests of every trusted file, by its normalised URI path.
+        hashed: how many files were hashed now.
+        settled: whether equal stamps will mean equal digests, as
+            :mod:`cloister.manifest.hashing` explains.
+    """
+
+    entries: Mapping[str, TrustedEntry]
+    hashed: int
+    settled: bool
+
+
+def look(candidates: Mapping[str, Candidate], problem: Problem) -> dict[str, Seen]:
+    """Return size and stamp of each file that is to be hashed, by its name on this machine.
+
+    Raises:
+        CloisterError: made by ``problem``: a file that the list names is not there.
+    """
+    seen: dict[str, Seen] = {}
+    for candidate in candidates.values():
+        if candidate.sha256 is None:
+            try:
+                status = os.stat(candidate.host)  # noqa: PTH116  (a Path would cost a second)
+            except OSError as error:
+                if candidate.named:
+                    raise _unreadable(candidate, error, problem) from error
+                continue
+            seen[candidate.host] = Seen(status.st_size, stamp_of(status))
+    return seen
+
+
+def state_of(candidates: Mapping[str, Candidate], seen: Mapping[str, Seen]) -> bytes:
+    """Return a digest that changes whenever a name, a stamp or a given hash does, 32 bytes."""
+    parts: list[bytes] = []
+    for path, candidate in candidates.items():
+        known = seen.get(candidate.host)
+        if known is not None:
+            parts += (os.fsencode(path), b"\0seen", known.stamp)
+        elif candidate.sha256 is not None:
+            parts += (os.fsencode(path), b"\0told", candidate.sha256)
+        else:
+            parts += (os.fsencode(path), b"\0none")
+    return hashlib.sha256(b"".join(parts)).digest()
+
+
+def digest(
+    candidates: Mapping[str, Candidate],
+    seen: Mapping[str, Seen],
+    cache: HashCache,
+    problem: Problem,
+    *,
+    today: int,
+    show: ShowProgress = unseen,
+) -> Digests:
+    """Return the digests of all candidates, from the cache where a file has not changed.
+
+    Args:
+        candidates: what :func:`cloister.manifest.trusted.expand` found.
+        seen: what :func:`look` found.
+        cache: digests of earlier builds.
+        problem: makes the errors.
+        today: days since 1970, for the cache.
+        show: shows how far the hashing is.
+
+    Raises:
+        CloisterError: a named file cannot be read, or a file changed meanwhile.
+    """
+    entries: dict[str, TrustedEntry] = {}
+    missing: list[tuple[str, int]] = []
+    for path, candidate in candidates.items():
+        if candidate.sha256 is not None:
+            entries[path] = TrustedEntry(UNKNOWN_SIZE, candidate.sha256, b"")
+        elif candidate.host in seen:
+            size, stamp = seen[candidate.host]
+            known = cache.get(candidate.host, stamp)
+            if known is None:
+                missing.append((path, size))
+            else:
+                entries[path] = known
+    with show(sum(size for _, size in missing)) as progress:
+        hashed = _hash(missing, candidates, problem, progress)
+    entries.update((path, entry) for path, (_, entry) in hashed.items())
+    new = {
+        candidates[path].host: (stamp, entry)
+        for path, (stamp, entry) in hashed.items()
+        if stamp is not None
+    }
+    cache.store(new, seen, today)
+    settled = all(stamp == seen[candidates[path].host].stamp for path, (stamp, _) in hashed.items())
+    in_order = {path: entries[path] for path in candidates if path in entries}
+    return Digests(in_order, len(hashed), settled)
+
+
+def _hash(
+    missing: Sequence[tuple[str, int]],
+    candidates: Mapping[str, Candidate],
+    problem: Problem,
+    progress: Progress,
+) -> dict[str, tuple[bytes | None, TrustedEntry]]:
+    files = [(candidates[path].host, size) for path, size in missing]
+    hashed = {}
+    for (path, _), result in zip(missing, hash_files(files, progress=progress), strict=True):
+        if not isinstance(result, OSError):
+            hashed[path] = result
+        elif candidates[path].named or not isinstance(result, PermissionError):
+            raise _unreadable(candidates[path], result, problem) from result
+    return hashed
+
+
+def _unreadable(candidate: Candidate, error: OSError, problem: Problem) -> CloisterError:
+    return problem(candidate.line, f"{candidate.host}: {error.strerror}", None)
