@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from cloister.platforms.simulated import SimulatedEnclave, SimulatedPlatform
@@ -21,8 +22,8 @@ FIXTURES = Path(os.environ.get("CLOISTER_FIXTURES", ROOT.parent / "shared" / "fi
 ALLOWED_SKIPS: dict[str, str] = {}
 
 
-# Machines differ in speed, so examples have no deadline. Where CI=true the examples are the same in
-# every run: a change must not fail for a property that it did not touch; developers search at random.
+# Machines differ in speed, so examples have no deadline. Where CI=true every run tries the same
+# examples: a change must not fail for a property that it did not touch. Developers search at random.
 settings.register_profile("here", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "here")
