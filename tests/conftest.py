@@ -23,7 +23,7 @@ ALLOWED_SKIPS: dict[str, str] = {}
 
 
 # Machines differ in speed, so examples have no deadline. Where CI=true every run tries the same
-# examples: a change must not fail for a property that it did not touch. Developers search at random.
+# examples: a change must not fail for a property that it did not touch. At home they are random.
 settings.register_profile("here", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "here")
