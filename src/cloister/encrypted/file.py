@@ -5,7 +5,6 @@ See :mod:`cloister.encrypted.content` for what can be done with an open one.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +164,8 @@ def recovery_path(host_path: Path) -> Path:
     """
     name = host_path.name + RECOVERY_SUFFIX
     if len(os.fsencode(name)) > LONGEST_NAME:
+        import hashlib  # loads a library of its own, and few names are so long
+
         name = hashlib.sha256(os.fsencode(host_path.name)).hexdigest() + RECOVERY_SUFFIX
     return host_path.with_name(name)
 
