@@ -39,6 +39,7 @@ COMMANDS: dict[str, Entry] = {
     "platform": Entry("cloister.cli.platform:platform", "Show the platform; export its root."),
     "quote": Entry("cloister.cli.quote:quote", "Look at quotes and verify them."),
     "attest": Entry("cloister.cli.attest:attest", "Verify the enclave behind a TLS server."),
+    "ratls": Entry("cloister.cli.ratls:ratls", "Make a certificate that proves an enclave."),
     "pccs": Entry("cloister.cli.pccs:pccs", "Serve collateral to those who verify quotes."),
     "serve": Entry("cloister.cli.serve:serve", "Release a key to the enclave you expect."),
     "run": Entry("cloister.cli.run:run", "Run a program in its enclave."),
@@ -88,27 +89,43 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line; return the exit code instead of exiting."""
+    return run_command(cli, arguments, "cloister", debug=_wants_traceback(arguments))
+
+
+def run_command(
+    command: click.Command, arguments: list[str], name: str, *, debug: bool = False
+) -> int:
+    """Run a command; turn errors into one line and a hint, and return the exit code.
+
+    Args:
+        command: what to run.
+        arguments: without the program's name.
+        name: what messages call the program.
+        debug: let exceptions through, for their tracebacks.
+    """
     try:
-        result: Any = cli.main(args=arguments, prog_name="cloister", standalone_mode=False)
+        result: Any = command.main(args=arguments, prog_name=name, standalone_mode=False)
     except CloisterError as error:
-        return _report(error, debug=_wants_traceback(arguments))
+        if debug:
+            raise
+        return _report(error, name)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
         error.show()
         return 2
     except (click.Abort, KeyboardInterrupt):
-        print("cloister: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output went away; do not complain again when Python flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if _wants_traceback(arguments):
+        if debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"cloister: error: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"{name}: error: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     return result if isinstance(result, int) else 0
 
@@ -123,10 +140,8 @@ def _wants_traceback(arguments: list[str]) -> bool:
     return False
 
 
-def _report(error: CloisterError, *, debug: bool) -> int:
-    if debug:
-        raise error
-    print(f"cloister: error: {error.message}", file=sys.stderr)
+def _report(error: CloisterError, name: str) -> int:
+    print(f"{name}: error: {error.message}", file=sys.stderr)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
     return error.exit_code

@@ -16,6 +16,7 @@ from cloister.errors import InputError, SigstructError, TrustedIndexError
 from cloister.manifest.parse import ManifestText
 from cloister.manifest.prepare import Prepared, Settings, prepare, prepare_final
 from cloister.manifest.tree import FileTree
+from cloister.manifest.trusted import expand
 from cloister.sgx.sigstruct import Sigstruct
 
 _MANIFEST_SUFFIXES = (".manifest.sgx", ".manifest")
@@ -70,6 +71,23 @@ def prepare_file(manifest: ManifestFile, settings: Settings) -> Prepared:
     if not manifest.text.graphene and all(file.sha256 for file in model.sgx.trusted_files):
         return prepare_final(manifest.data, manifest.text, None, settings.libpal)
     return prepare(manifest.text, manifest.path.parent, settings, FileTree())
+
+
+def unhashed_files(manifest: ManifestFile) -> list[Path]:
+    """Return the trusted files that signing would hash.
+
+    Raises:
+        CloisterError: one of them is missing.
+    """
+    text = manifest.text
+    candidates = expand(
+        text.manifest.sgx.trusted_files,
+        manifest.path.parent,
+        FileTree(),
+        text.trusted_file_problem,
+        bare_directories=text.graphene,
+    )
+    return [Path(item.host) for item in candidates.values() if item.sha256 is None]
 
 
 def _index_of(manifest: ManifestFile, expected: bytes) -> bytes:

@@ -1,0 +1,109 @@
+"""How long building an enclave takes: nothing known, nothing changed, and loading the result.
+
+    python benchmarks/signing.py [--interpreter PYTHON] [--rounds N]
+
+The manifest trusts a whole Python environment; by default the one that runs this, which should have
+PyTorch. Every figure is the median of whole commands, as a person waits for them, Python's start
+included. For comparison, two processes of plain hashlib.sha256 read the same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cloister.manifest.index import TrustedIndex
+from cloister.manifest.signed import load_signed
+
+TEMPLATE = """\
+{% set python = python_environment(interpreter) %}
+libos.entrypoint = "{{ python.executable }}"
+sgx.enclave_size = "4G"
+sgx.max_threads = 64
+sgx.trusted_files = [
+{% for uri in python.trusted_files %}
+  "{{ uri }}",
+{% endfor %}
+]
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--interpreter", default=sys.executable)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        (work / "app.manifest.template").write_text(TEMPLATE)
+        os.environ["XDG_CACHE_HOME"] = str(work / "cache")
+        os.environ["XDG_CONFIG_HOME"] = str(work / "config")
+        measure(work, arguments.interpreter, arguments.rounds)
+
+
+def measure(work: Path, interpreter: str, rounds: int) -> None:
+    facts = build(work, interpreter)
+    files = list(load_signed(work / "app").trusted)
+    print(f"{facts['trusted_files']} files, {facts['trusted_bytes'] / 1e9:.2f} GB")
+
+    plain, cold, warm = [], [], []
+    for _ in range(rounds):
+        plain.append(seconds(lambda: hash_plainly(files)))
+        cold.append(seconds(lambda: build(work, interpreter, "--no-cache")))
+        build(work, interpreter)
+        warm.append(seconds(lambda: build(work, interpreter)))
+    limit = 1.2 * statistics.median(plain) + 0.5
+    show("hashlib.sha256 alone, 2 processes", plain)
+    show(f"build, nothing known (target {limit:.2f} s)", cold)
+    show("build, nothing changed (target 0.50 s)", warm)
+
+    load = [seconds(lambda: load_signed(work / "app")) for _ in range(rounds)]
+    show("load the signed files, in a running process", load)
+    index = (work / "app.index").read_bytes()
+    digest = hashlib.sha256(index).digest()
+    show("of which the index", [seconds(lambda: TrustedIndex.load(index, digest)) for _ in load])
+
+
+def build(work: Path, interpreter: str, *options: str) -> dict[str, int]:
+    command = [sys.executable, "-m", "cloister", "build", "--json", *options]
+    command += ["-D", f"interpreter={interpreter}", "app.manifest.template"]
+    done = subprocess.run(command, cwd=work, stdout=subprocess.PIPE, check=True)
+    facts: dict[str, int] = json.loads(done.stdout)
+    return facts
+
+
+def hash_plainly(files: Sequence[str]) -> None:
+    """Hash all files once, the biggest first, dealt out to two processes."""
+    ordered = sorted(files, key=lambda name: -Path(name).stat().st_size)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        pool.map(hash_one, ordered, chunksize=64)
+
+
+def hash_one(name: str) -> None:
+    with Path(name).open("rb") as stream:
+        hashlib.file_digest(stream, "sha256")
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def show(label: str, values: Sequence[float]) -> None:
+    spread = f"{min(values):.3f} to {max(values):.3f}"
+    print(f"{label:<50} {statistics.median(values):.3f} s  ({spread})")
+
+
+if __name__ == "__main__":
+    main()
