@@ -25,6 +25,7 @@ from cloister.provision.certificates import make_server_certificates
 from cloister.ratls.certificate import RaTlsIdentity
 from cloister.ratls.client import client_context
 from cloister.ratls.deadline import Deadline
+from cloister.ratls.programs import connect
 from cloister.ratls.server import Channel, RaTlsServer
 
 UTC = datetime.timezone.utc
@@ -90,7 +91,7 @@ def serve(files: tuple[Path, Path, bytes]) -> Iterator[Serve]:
                 return judge(der)
 
             listener = stack.enter_context(socket.create_server(("localhost", 0)))
-            server = RaTlsServer(certificate=certificate, key=key, judge=remembering)
+            server = RaTlsServer.from_files(certificate, key, remembering)
             running = Running(listener.getsockname()[1], ca, judged, [], threading.Semaphore(0))
             threading.Thread(
                 target=accept_all, args=(listener, server, running, seconds), daemon=True
@@ -297,4 +298,31 @@ def test_files_that_do_not_belong_together_are_refused(
     (tmp_path / "other.key").write_bytes(other.key)
     for wrong in ((certificate, tmp_path / "other.key"), (key, key), (tmp_path / "none", key)):
         with pytest.raises(InputError, match="PEM"):
-            RaTlsServer(certificate=wrong[0], key=wrong[1], judge=lambda _: Opinion(True))
+            RaTlsServer.from_files(*wrong, lambda _: Opinion(True))
+
+
+def test_enclaves_judge_one_another() -> None:
+    server_identity, client_identity = self_signed(), self_signed()
+    seen: list[bytes] = []
+
+    def judge_client(der: bytes) -> Opinion:
+        seen.append(der)
+        return Opinion(True)
+
+    server = RaTlsServer.from_identity(server_identity, judge_client)
+    with socket.create_server(("localhost", 0)) as listener:
+
+        def serve_one() -> None:
+            connected, _ = listener.accept()
+            channel = server.channel(connected, Deadline(10))
+            echo(channel)
+            channel.close()
+
+        thread = threading.Thread(target=serve_one, daemon=True)
+        thread.start()
+        port = listener.getsockname()[1]
+        with connect("localhost", port, seen.append, identity=client_identity) as tls:
+            tls.sendall(b"hello")
+            assert tls.recv(5) == b"hello"
+        thread.join(10)
+    assert sorted(seen) == sorted([server_identity.der, client_identity.der])

@@ -177,7 +177,7 @@ class KeyServer:
         max_clients: int = MAX_CLIENTS,
         client_timeout: float = CLIENT_TIMEOUT,
     ) -> None:
-        self._tls = RaTlsServer(certificate=certificate, key=key, judge=judge)
+        self._tls = RaTlsServer.from_files(certificate, key, judge)
         self._record = record
         self._clock = clock
         self._client_timeout = client_timeout

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
 
 from cloister.errors import InputError, RaTlsError
+from cloister.ratls.certificate import RaTlsIdentity
 from cloister.ratls.deadline import Deadline
 
 
@@ -50,35 +51,52 @@ class _Peer(Generic[J]):
 class RaTlsServer(Generic[J]):
     """Makes TLS channels whose clients were judged.
 
-    Args:
-        certificate: PEM file of the server's certificate chain, leaf first.
-        key: PEM file of its private key.
-        judge: called with the client's certificate (DER) in the thread of that connection.
+    Use :meth:`from_files` or :meth:`from_identity`.
 
-    Raises:
-        InputError: the files cannot be used together.
+    Args:
+        judge: called with the client's certificate (DER) in the thread of that connection.
     """
 
-    def __init__(self, *, certificate: Path, key: Path, judge: Judge[J]) -> None:
+    def __init__(self, judge: Judge[J]) -> None:
         self._judge = judge
-        self._context = self._make_context(certificate, key)
-
-    def _make_context(self, certificate: Path, key: Path) -> SSL.Context:
         context = SSL.Context(SSL.TLS_SERVER_METHOD)
         context.set_min_proto_version(SSL.TLS1_2_VERSION)
         context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION)
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._verify_callback)
+        self._context = context
+
+    @classmethod
+    def from_files(cls, certificate: Path, key: Path, judge: Judge[J]) -> RaTlsServer[J]:
+        """Return a server with an ordinary certificate.
+
+        Args:
+            certificate: PEM file of the certificate chain, leaf first.
+            key: PEM file of its private key.
+            judge: decides about clients.
+
+        Raises:
+            InputError: the files cannot be used together.
+        """
+        server = cls(judge)
         try:
-            context.use_certificate_chain_file(str(certificate))
-            context.use_privatekey_file(str(key))
-            context.check_privatekey()
+            server._context.use_certificate_chain_file(str(certificate))
+            server._context.use_privatekey_file(str(key))
+            server._context.check_privatekey()
         except (SSL.Error, OSError) as error:
             raise InputError(
                 f"{certificate} and {key}: not a PEM certificate and its private key",
                 hint="make a pair with: cloister certs new DIR",
             ) from error
-        return context
+        return server
+
+    @classmethod
+    def from_identity(cls, identity: RaTlsIdentity, judge: Judge[J]) -> RaTlsServer[J]:
+        """Return a server in an enclave: both ends then judge one another."""
+        server = cls(judge)
+        server._context.use_certificate(identity.certificate)
+        server._context.use_privatekey(identity.key)
+        return server
 
     def _verify_callback(
         self, connection: SSL.Connection, certificate: crypto.X509, _error: int, depth: int, _: int
