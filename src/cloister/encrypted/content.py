@@ -205,6 +205,9 @@ class EncryptedContent:
             index, start = divmod(offset - HEAD_SIZE, NODE_SIZE)
             if start + length <= NODE_SIZE:
                 return bytes(self._nodes.node(index)[start : start + length])
+            if start + length <= 2 * NODE_SIZE:
+                first, second = self._nodes.pair(index)
+                return bytes(first[start:] + second[: start + length - NODE_SIZE])
         result = bytearray(length)
         self._fill(offset, memoryview(result))
         return bytes(result)

@@ -86,13 +86,36 @@ class DataNodes:
         node = self._at_hand(index)
         if node is None:
             cipher = self._main.pread(data_node(index) * NODE_SIZE, NODE_SIZE)
-            if len(cipher) < NODE_SIZE:
-                raise self._cut_short(data_node(index))
-            try:
-                node = open_node(self._tree.data_entries(index, 1), cipher)
-            except NodeAuthenticationError:
-                raise self._tampered(index) from None
-            self._keep(index, node)
+            node = self._opened(index, cipher, self._tree.data_entries(index, 1))
+        return node
+
+    def pair(self, index: int) -> tuple[bytes | bytearray, bytes | bytearray]:
+        """Return two data nodes, not to be changed: what a small request that straddles needs.
+
+        Raises:
+            TamperedError, TruncatedError: as :meth:`node`.
+        """
+        first, second = self._at_hand(index), self._at_hand(index + 1)
+        if first is None and second is None and (index + 1) % DATA_PER_MHT:
+            cipher = self._main.pread(data_node(index) * NODE_SIZE, 2 * NODE_SIZE)
+            entries = self._tree.data_entries(index, 2)
+            return (
+                self._opened(index, cipher[:NODE_SIZE], entries[:ENTRY_SIZE]),
+                self._opened(index + 1, cipher[NODE_SIZE:], entries[ENTRY_SIZE:]),
+            )
+        return (
+            self.node(index) if first is None else first,
+            self.node(index + 1) if second is None else second,
+        )
+
+    def _opened(self, index: int, cipher: bytes, entry: bytes) -> bytes:
+        if len(cipher) < NODE_SIZE:
+            raise self._cut_short(data_node(index))
+        try:
+            node = open_node(entry, cipher)
+        except NodeAuthenticationError:
+            raise self._tampered(index) from None
+        self._keep(index, node)
         return node
 
     def fill(self, start: int, target: memoryview) -> None:
