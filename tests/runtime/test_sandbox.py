@@ -128,6 +128,27 @@ def test_a_forwarded_signal_reaches_the_program(app: App) -> None:
     assert process.stdout.read() == "caught\n"
 
 
+def test_an_interrupt_from_the_terminal_ends_the_program(app: App) -> None:
+    app.direct(["/bin/true"])
+    app.settings["libos.entrypoint"] = '"/bin/sh"'
+    script = "trap 'exit 9' INT; echo ready; while :; do sleep 0.1; done"
+    app.settings["loader.argv"] = json.dumps(["/bin/sh", "-c", script])
+    (app.directory / "app.manifest").write_text(app.text())
+    process = subprocess.Popen(
+        [*CLOISTER, "run", "--mode", "direct", "app"],
+        cwd=app.directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(20) == 9
+    assert process.communicate() == ("", "")
+
+
 @pytest.mark.parametrize("victim", ["runtime", "program"])
 def test_nothing_is_left_when_either_side_is_killed(app: App, victim: str) -> None:
     marker = f"cloister-test-{os.getpid()}-{time.monotonic_ns()}"

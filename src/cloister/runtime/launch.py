@@ -73,7 +73,7 @@ def run(program: Program, start_enclave: StartEnclave | None, journal: Journal) 
         CloisterError: the run did not come to the program's start.
     """
     loader = program.manifest.loader
-    with _without_interrupts(), contextlib.closing(Sandbox(loader.uid, loader.gid)) as sandbox:
+    with contextlib.closing(Sandbox(loader.uid, loader.gid)) as sandbox:
         harden_this_process()
         enclave = None if start_enclave is None else start_enclave()
         keys = _keyring(program.manifest, enclave)
@@ -130,7 +130,7 @@ class _Run:
         )
         # What is loaded by now stays to the end; the collector need not look at it again.
         gc.freeze()
-        with _forwarded_signals(sandbox):
+        with _without_interrupts(), _forwarded_signals(sandbox):
             sandbox.start(plan)
             Server(sandbox.fuse, View(self._tree.root), self._crashed).serve()
             return sandbox.result()

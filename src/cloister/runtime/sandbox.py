@@ -31,6 +31,7 @@ _HOSTNAME = "localhost"
 _CREDENTIALS = struct.Struct("=iII")  # pid uid gid
 _STATUS = struct.Struct("=cI")  # kind, value
 _EXITED, _NOT_STARTED = b"x", b"e"
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
 _LENGTH = struct.Struct("=I")
 _FILTER_PROGRAM = filter_program()
 
@@ -71,9 +72,15 @@ class Sandbox:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._program: int | None = None
+        # A signal between fork and the child's first line would run our own code twice.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
         helper = os.fork()
         if helper == 0:
+            for number in _IGNORED:
+                signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             _enter_namespaces(self._control, theirs, uid, gid)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         try:
             self.fuse = self._receive_fuse()
@@ -221,15 +228,10 @@ def _write(path: str, text: str) -> None:
         os.close(descriptor)
 
 
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
-
-
 def _run_as_process_one(control: socket.socket) -> NoReturn:
     """Process 1: mounts, starts the program, reaps, reports how it ended."""
     try:
         linux.set_dumpable(False)
-        for number in _IGNORED:
-            signal.signal(number, signal.SIG_IGN)
         plan = _receive_plan(control)
         # Only now is the runtime the parent: the process that forked this one has been reaped.
         linux.die_with_parent(signal.SIGKILL)
