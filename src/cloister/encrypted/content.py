@@ -100,7 +100,7 @@ class EncryptedContent:
         version: int = GRAMINE_VERSION,
         waiting_limit: int = WAITING_LIMIT,
     ) -> Self:
-        """Open an encrypted file on any backing;
+        """Open an encrypted file on any backing.
 
         Args:
             main: the ciphertext.

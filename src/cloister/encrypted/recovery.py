@@ -9,11 +9,14 @@ content) is left alone. Nothing is written before that.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from cloister.encrypted import checks
 from cloister.encrypted.backing import Backing, Buffer, RecoveryStore
 from cloister.encrypted.constants import NODE_SIZE, RECOVERY_NUMBER, RECOVERY_RECORD_SIZE, VERSIONS
+from cloister.encrypted.journal import NodeSet
 from cloister.encrypted.layout import (
     PENDING_MARK,
     Metadata,
@@ -36,18 +39,20 @@ _SCAN_RECORDS = 256  # records read at a time, 1 MiB
 class Undo(NamedTuple):
     """What puts a file back to its last complete state.
 
-    ``node0`` is the node 0 of that state, ``metadata`` its content; ``records`` says where in the
-    recovery file the old content of other nodes begins, by physical node.
+    ``node0`` is the node 0 of that state, ``metadata`` its content, ``tree`` its hash tree, read
+    from the recovery file as far as it is there; ``mht_places`` says where in the recovery file
+    MHT nodes begin, by physical node.
     """
 
     log: Backing
     node0: bytes
     metadata: Metadata
-    records: dict[int, int]
+    tree: MhtTree
+    mht_places: dict[int, int]
 
 
 def load_undo(main: Backing, store: RecoveryStore, wrap_key: bytes, name: str) -> Undo:
-    """Read and judge the recovery file of a file that is marked as being written.
+    """Read the recovery file of a file that is marked as being written; judge its node 0.
 
     Raises:
         RecoveryError: it is missing, or holds no node 0.
@@ -64,60 +69,78 @@ def load_undo(main: Backing, store: RecoveryStore, wrap_key: bytes, name: str) -
 
 
 def _judge(main: Backing, log: Backing, wrap_key: bytes, name: str) -> Undo:
-    found = _scan(log)
-    if 0 not in found:
+    node0_place: int | None = None
+    mht_places: dict[int, int] = {}
+    for node, place in _records(log):
+        if node == 0 and node0_place is None:
+            node0_place = place
+        elif node_role(node)[0] == "mht":
+            mht_places.setdefault(node, place)
+    if node0_place is None:
         raise RecoveryError(f"{name}: a write was interrupted and the recovery file is empty")
-    node0 = clear_pending(log.pread(found.pop(0), NODE_SIZE))
+    node0 = clear_pending(log.pread(node0_place, NODE_SIZE))
     if parse_header(node0).major not in VERSIONS:
         raise RecoveryError(f"{name}: the recovery file holds no node of an encrypted file")
     metadata = checks.authenticate(node0, wrap_key, f"{name} (recovery file)")
-    return Undo(log, node0, metadata, _authentic(main, log, metadata, found))
+    return Undo(log, node0, metadata, _old_tree(main, log, metadata, mht_places), mht_places)
 
 
-def _scan(log: Backing) -> dict[int, int]:
-    """Return where the first record of each node keeps its content."""
-    found: dict[int, int] = {}
+def _records(log: Backing) -> Iterator[tuple[int, int]]:
+    """Yield the node number of each whole record, and where its content begins."""
     whole = log.size() // RECOVERY_RECORD_SIZE
     for start in range(0, whole, _SCAN_RECORDS):
         count = min(_SCAN_RECORDS, whole - start)
         chunk = log.pread(start * RECOVERY_RECORD_SIZE, count * RECOVERY_RECORD_SIZE)
         for i in range(len(chunk) // RECOVERY_RECORD_SIZE):
             (node,) = RECOVERY_NUMBER.unpack_from(chunk, i * RECOVERY_RECORD_SIZE)
-            place = (start + i) * RECOVERY_RECORD_SIZE + RECOVERY_NUMBER.size
-            found.setdefault(node, place)
-    return found
+            yield node, (start + i) * RECOVERY_RECORD_SIZE + RECOVERY_NUMBER.size
 
 
-def _authentic(
-    main: Backing, log: Backing, metadata: Metadata, found: dict[int, int]
-) -> dict[int, int]:
-    """Return those records that authenticate under the tree of the recovered node 0."""
+def _old_tree(
+    main: Backing, log: Backing, metadata: Metadata, mht_places: dict[int, int]
+) -> MhtTree:
+    """Return the tree under the recovered node 0; its nodes lie in the recovery file or in main.
 
-    def load_mht(index: int, entry: bytes) -> bytes:
+    A record that does not authenticate is forgotten: it is not of this state.
+    """
+
+    def load(index: int, entry: bytes) -> bytes:
         node = mht_node(index)
-        place = found.get(node)
+        place = mht_places.get(node)
         if place is not None:
             try:
                 return open_node(entry, log.pread(place, NODE_SIZE))
             except NodeAuthenticationError:
-                del found[node]  # not of this state; the file's own node may be
+                del mht_places[node]
         return open_node(entry, main.pread(node * NODE_SIZE, NODE_SIZE))
 
-    tree = MhtTree(load_mht, metadata.root_key + metadata.root_tag, mht_count(metadata.size))
-    limit = host_nodes(metadata.size)
-    good: dict[int, int] = {}
-    for node in sorted(n for n in found if n < limit):
+    return MhtTree(load, metadata.root_key + metadata.root_tag, mht_count(metadata.size))
+
+
+def authentic_records(state: Undo) -> Iterator[tuple[int, int, bytes]]:
+    """Yield those records, without node 0, that belong to the recovered state, each node once.
+
+    Yields:
+        the physical node, where in the recovery file its content begins, and the content.
+    """
+    limit = host_nodes(state.metadata.size)
+    done = NodeSet()
+    for node, place in _records(state.log):
         role, index = node_role(node)
+        if role == "metadata" or node >= limit or node in done:
+            continue
+        content = state.log.pread(place, NODE_SIZE)
         try:
             if role == "mht":
-                tree.page(index)
+                state.tree.page(index)
+                if state.mht_places.get(node) != place:
+                    continue
             else:
-                open_node(tree.data_entries(index, 1), log.pread(found[node], NODE_SIZE))
+                open_node(state.tree.data_entries(index, 1), content)
         except NodeAuthenticationError:
             continue
-        if node in found:
-            good[node] = found[node]
-    return good
+        done.add(node)
+        yield node, place, content
 
 
 def undo(main: Backing, store: RecoveryStore, wrap_key: bytes, name: str) -> None:
@@ -129,8 +152,8 @@ def undo(main: Backing, store: RecoveryStore, wrap_key: bytes, name: str) -> Non
     """
     state = load_undo(main, store, wrap_key, name)
     try:
-        for node, place in state.records.items():
-            main.pwrite(node * NODE_SIZE, state.log.pread(place, NODE_SIZE))
+        for node, _, content in authentic_records(state):
+            main.pwrite(node * NODE_SIZE, content)
         size = host_nodes(state.metadata.size) * NODE_SIZE
         if main.size() > size:
             main.truncate(size)
@@ -177,10 +200,15 @@ class RecoveredView:
             done = max(done, high)
         return done
 
+    @functools.cached_property
+    def _places(self) -> dict[int, int]:
+        """Where the recovery file holds old nodes; a look at node 0 alone does not need it."""
+        return {node: place for node, place, _ in authentic_records(self._state)}
+
     def _old(self, node: int) -> bytes | None:
         if node == 0:
             return self._state.node0
-        place = self._state.records.get(node)
+        place = self._places.get(node)
         return None if place is None else self._state.log.pread(place, NODE_SIZE)
 
     def pwrite(self, offset: int, data: Buffer) -> None:
