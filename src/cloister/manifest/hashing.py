@@ -143,38 +143,43 @@ def hash_file(name: str, buffer: bytearray | None = None) -> tuple[bytes | None,
     """
     descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        clean_since = _write_back(descriptor)
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
             raise InputError(f"{name}: not a regular file")
+        clean_since = _write_back(descriptor, before.st_dev)
         buffer = buffer if buffer is not None else bytearray(_BUFFER_SIZE)
         entry = _digest(descriptor, before.st_size, memoryview(buffer))
         after = os.fstat(descriptor)
     finally:
         os.close(descriptor)
-    if entry is None or stamp_of(before) != stamp_of(after):
+    stamp = stamp_of(after)
+    if entry is None or stamp_of(before) != stamp:
         raise InputError(
             f"{name}: changed while it was hashed", hint="build again when nothing writes to it"
         )
-    settled = before.st_ctime_ns < clean_since - _YOUNG_NS
-    return stamp_of(before) if settled else None, entry
+    settled = after.st_ctime_ns < clean_since - _YOUNG_NS
+    return stamp if settled else None, entry
 
 
 def _digest(descriptor: int, size: int, buffer: memoryview) -> TrustedEntry | None:
     """Digest exactly ``size`` bytes; None if the file is shorter."""
+    if size <= CHUNK_SIZE:
+        # One chunk is the whole file, so it need not be hashed twice.
+        piece = buffer[:size]
+        if not _fill(descriptor, piece):
+            return None
+        digest = hashlib.sha256(piece).digest()
+        return TrustedEntry(size, digest, digest if size else b"")
     whole = hashlib.sha256()
     chunks: list[bytes] = []
     for length in _lengths(size, len(buffer)):
         piece = buffer[:length]
         if not _fill(descriptor, piece):
             return None
-        parts = [piece[at : at + CHUNK_SIZE] for at in range(0, length, CHUNK_SIZE)]
+        whole.update(piece)
+        parts = (piece[at : at + CHUNK_SIZE] for at in range(0, length, CHUNK_SIZE))
         chunks += (hashlib.sha256(part).digest() for part in parts)
-        if size > CHUNK_SIZE:
-            whole.update(piece)
-    # One chunk is the whole file, so it need not be hashed twice.
-    digest = chunks[0] if len(chunks) == 1 else whole.digest()
-    return TrustedEntry(size, digest, b"".join(chunks))
+    return TrustedEntry(size, whole.digest(), b"".join(chunks))
 
 
 def _lengths(size: int, most: int) -> Iterator[int]:
@@ -194,7 +199,7 @@ def _fill(descriptor: int, piece: memoryview) -> bool:
     return True
 
 
-def _write_back(descriptor: int) -> int:
+def _write_back(descriptor: int, device: int) -> int:
     """Write dirty pages back, so that the next write to a mapping changes ctime.
 
     Returns:
@@ -202,15 +207,24 @@ def _write_back(descriptor: int) -> int:
         cannot be promised.
     """
     library = _libc()
-    if library is None:
+    if library is None or not _is_reliable(library, descriptor, device):
         return 0
     now = time.time_ns()
-    information = (ctypes.c_long * 32)()  # struct statfs is 120 bytes, f_type comes first
-    if library.fstatfs(descriptor, information) != 0 or information[0] not in _RELIABLE:
-        return 0
     whole_file_and_wait = 7
     done = library.sync_file_range(descriptor, 0, 0, whole_file_and_wait) == 0
     return now if done else 0
+
+
+_devices: dict[int, bool] = {}
+
+
+def _is_reliable(library: ctypes.CDLL, descriptor: int, device: int) -> bool:
+    """Tell whether the file system of ``device`` keeps ctime."""
+    if device not in _devices:
+        information = (ctypes.c_long * 32)()  # struct statfs is 120 bytes, f_type comes first
+        failed = library.fstatfs(descriptor, information) != 0
+        _devices[device] = not failed and information[0] in _RELIABLE
+    return _devices[device]
 
 
 @functools.lru_cache(maxsize=1)
