@@ -14,7 +14,7 @@ import pytest
 from cloister.encrypted.backing import Buffer, MemoryBacking
 from cloister.encrypted.constants import NODE_SIZE
 from cloister.encrypted.file import EncryptedFile
-from cloister.encrypted.journal import DirectJournal
+from cloister.encrypted.journal import DirectJournal, UndoJournal
 from cloister.encrypted.layout import parse_header
 
 KEY = bytes(range(16))
@@ -362,6 +362,43 @@ def test_the_test_can_fail_without_the_journal() -> None:
             except Exception:
                 broken += 1
     assert broken > 5
+
+
+def test_a_recovery_file_that_could_not_be_written_is_written_anew() -> None:
+    """What the failed attempt left must not make Gramine refuse the next one."""
+    content = BODY[:60000]
+
+    class Full(DiskFile):
+        def pwrite(self, offset: int, data: Buffer) -> None:
+            super().pwrite(offset, bytes(data)[:5000])
+            raise OSError(28, "No space left on device")
+
+    class Store(DiskStore):
+        made = 0
+
+        def create(self) -> DiskFile:
+            log = super().create()
+            full = Full(self.disk, "log")
+            Store.made += 1
+            return full if Store.made == 1 else log
+
+    disk = Disk({"main": encrypted(content)})
+    file = EncryptedFile.open(
+        DiskFile(disk, "main"), KEY, None, name="main", store=Store(disk), writable=True
+    )
+    file.write(0, bytes(60000))
+    with pytest.raises(OSError, match="No space"):
+        file.flush()
+    assert content_of(disk.after_crash(lambda: True), writable=False) == content
+    assert isinstance(file._journal, UndoJournal)
+    file._journal._log = DiskFile(disk, "log")  # there is room again
+    file.truncate(100)
+    disk.budget = disk.operations + 4
+    with pytest.raises(PowerLoss):
+        file.flush()
+    crashed = disk.after_crash(lambda: True)
+    assert crashed["main"][58] & 1
+    assert content_of(undo_as_gramine_does(crashed), writable=False) == content
 
 
 def test_a_transaction_that_the_disk_refuses_can_be_done_again() -> None:

@@ -184,9 +184,20 @@ def move_and_die(old: Path, new: Path, calls: int, monkeypatch: pytest.MonkeyPat
         os._exit(1)
 
 
-@pytest.mark.parametrize("replaced", [False, True])
+def plant_target(path: Path, *, interrupted: bool) -> None:
+    """Make the file that the move will replace, perhaps in the middle of a write."""
+    file = EncryptedFile.create_path(path, KEY, "new")
+    file.write(0, b"target")
+    file.close()
+    if interrupted:
+        good = path.read_bytes()
+        path.with_name("new.gramine.recovery").write_bytes(bytes(8) + good)
+        path.write_bytes(good[:58] + b"\1" + bytes(4037))
+
+
+@pytest.mark.parametrize("replaced", ["nothing", "complete", "interrupted"])
 def test_a_killed_move_leaves_one_name_that_opens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: str
 ) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     seen = set()
@@ -196,8 +207,8 @@ def test_a_killed_move_leaves_one_name_that_opens(
         file = EncryptedFile.create_path(old, KEY, "old")
         file.write(0, b"x" * 9000)
         file.close()
-        if replaced:
-            EncryptedFile.create_path(new, KEY, "new").close()
+        if replaced != "nothing":
+            plant_target(new, interrupted=replaced == "interrupted")
         done = move_and_die(old, new, calls, monkeypatch)
         moved = not old.exists()
         seen.add(moved)
@@ -207,9 +218,9 @@ def test_a_killed_move_leaves_one_name_that_opens(
         file.close()
         assert len(content) == 9000
         assert not moved or content[5000:5003] == b"new"
-        if replaced and not moved:
+        if replaced != "nothing" and not moved:
             other = EncryptedFile.open_path(new, KEY, "new", writable=True)
-            assert other.size == 0
+            assert other.read(0, 9) == b"target"
             other.close()
         if done:
             break

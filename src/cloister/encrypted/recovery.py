@@ -16,7 +16,6 @@ from typing import NamedTuple
 from cloister.encrypted import checks
 from cloister.encrypted.backing import Backing, Buffer, RecoveryStore
 from cloister.encrypted.constants import NODE_SIZE, RECOVERY_NUMBER, RECOVERY_RECORD_SIZE, VERSIONS
-from cloister.encrypted.journal import NodeSet
 from cloister.encrypted.layout import (
     PENDING_MARK,
     Metadata,
@@ -118,16 +117,15 @@ def _old_tree(
 
 
 def authentic_records(state: Undo) -> Iterator[tuple[int, int, bytes]]:
-    """Yield those records, without node 0, that belong to the recovered state, each node once.
+    """Yield those records, without node 0, that belong to the recovered state.
 
     Yields:
         the physical node, where in the recovery file its content begins, and the content.
     """
     limit = host_nodes(state.metadata.size)
-    done = NodeSet()
     for node, place in _records(state.log):
         role, index = node_role(node)
-        if role == "metadata" or node >= limit or node in done:
+        if role == "metadata" or node >= limit:
             continue
         content = state.log.pread(place, NODE_SIZE)
         try:
@@ -139,7 +137,6 @@ def authentic_records(state: Undo) -> Iterator[tuple[int, int, bytes]]:
                 open_node(state.tree.data_entries(index, 1), content)
         except NodeAuthenticationError:
             continue
-        done.add(node)
         yield node, place, content
 
 
