@@ -35,6 +35,7 @@ COMMANDS: dict[str, Entry] = {
     "signing-key": Entry("cloister.cli.signing_key:signing_key", "Make signing keys."),
     "sigstruct": Entry("cloister.cli.sigstruct:sigstruct", "Show and verify SIGSTRUCT files."),
     "measure": Entry("cloister.cli.measure:measure", "Tell what would be measured, and why."),
+    "trace": Entry("cloister.cli.trace:trace", "Run a program and propose its manifest."),
     "manifest": Entry("cloister.cli.manifest:manifest", "Check, explain and convert manifests."),
     "platform": Entry("cloister.cli.platform:platform", "Show the platform; export its root."),
     "quote": Entry("cloister.cli.quote:quote", "Look at quotes and verify them."),

@@ -1,0 +1,103 @@
+"""``cloister trace``: run a program, see what it opens, and propose a manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+FILE = click.Path(path_type=Path, allow_dash=True)
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("command", nargs=-1, required=False, type=click.UNPROCESSED)
+@click.option("-e", "--env", "variables", multiple=True, metavar="NAME=VALUE", help="A variable.")
+@click.option(
+    "--manifest",
+    "existing",
+    type=click.Path(path_type=Path),
+    help="Run this manifest in direct mode instead, with COMMAND as arguments, and add to it.",
+)
+@click.option(
+    "--allow-outputs",
+    is_flag=True,
+    help="INSECURE: leave outputs open to the host instead of encrypting them.",
+)
+@click.option(
+    "-o", "--output", type=FILE, default=Path("-"), help="File to write [default: standard output]"
+)
+def trace(
+    command: tuple[str, ...],
+    variables: tuple[str, ...],
+    existing: Path | None,
+    allow_outputs: bool,
+    output: Path,
+) -> int:
+    """Run COMMAND without an enclave, record which files it opens, and propose a manifest.
+
+    The program gets only the variables of --env, as it would in its enclave, and really writes its
+    outputs. Exits with the program's own code.
+
+    \b
+    Example:  cloister trace -o app.manifest.template -- python3 app.py input.jpg
+              cloister trace --manifest app.manifest -o app.manifest
+    """
+    import os
+    import sys
+
+    from cloister.cli.manifest import write
+    from cloister.errors import InputError
+    from cloister.manifest.propose import merge, propose
+    from cloister.manifest.sign import read_manifest
+    from cloister.runtime.journal import Journal
+    from cloister.runtime.launch import Program
+    from cloister.runtime.watch import native_program, watch
+
+    journal = Journal(lambda line: print(line, file=sys.stderr, flush=True))
+    if existing is not None:
+        if variables or allow_outputs:
+            raise InputError("--env and --allow-outputs are for runs without --manifest")
+        text = read_manifest(existing).text
+        base = existing.resolve().parent
+        program = Program(text.manifest, base, command, dict(os.environ))
+        code, observed = watch(program, journal)
+        proposal = merge(observed, text)
+    else:
+        environment = {"PYTHONDONTWRITEBYTECODE": "1", **parse_variables(variables)}
+        words = (absolute(command), *command[1:])
+        program = native_program(words, Path.cwd(), environment, os.getuid(), os.getgid())
+        code, observed = watch(program, journal)
+        proposal = propose(observed, allow_outputs=allow_outputs)
+    if code != 0:
+        journal.note(f"the program ended with code {code}; what it had not yet opened is missing")
+    for note in proposal.notes:
+        journal.note(note)
+    write(output, proposal.text)
+    return code
+
+
+def absolute(command: tuple[str, ...]) -> str:
+    """Return the absolute path of the program, as a shell would find it."""
+    import shutil
+
+    from cloister.errors import InputError
+
+    if not command:
+        raise InputError("which program? Give COMMAND, or --manifest")
+    found = shutil.which(command[0])
+    if found is None:
+        raise InputError(f"{command[0]}: there is no such program")
+    return str(Path(found).absolute())
+
+
+def parse_variables(texts: tuple[str, ...]) -> dict[str, str]:
+    """Parse NAME=VALUE."""
+    from cloister.errors import InputError
+
+    variables = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"--env {text!r}: expected NAME=VALUE")
+        variables[name] = value
+    return variables

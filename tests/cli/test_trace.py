@@ -1,0 +1,104 @@
+"""``cloister trace``: the proposed manifest builds, and the program then runs in its enclave."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import tomli
+
+from applications import CLOISTER, PYTHON, SIGNING_KEY
+from cloister.cli.main import run
+
+JOB = """\
+import os, pathlib, sys, tempfile
+text = pathlib.Path(sys.argv[1]).read_text()
+with tempfile.TemporaryFile() as stream:
+    stream.write(b"x")
+pathlib.Path(sys.argv[2]).write_text(text.upper())
+print(text, os.environ.get("WORD"), os.environ.get("HOME"))
+"""
+KEY = 'fs.insecure__keys.default = "00112233445566778899aabbccddeeff"\n'
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    (tmp_path / "job.py").write_text(JOB)
+    (tmp_path / "in.txt").write_text("hello")
+    (tmp_path / "out").mkdir()
+    return tmp_path
+
+
+def cloister(work: Path, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*CLOISTER, *arguments], cwd=work, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+def test_from_a_program_to_its_enclave(work: Path) -> None:
+    command = ["--", PYTHON, "job.py", "in.txt", "out/result"]
+    traced = cloister(
+        work, "trace", "-e", "WORD=word", "-e", "TMPDIR=/dev/shm", "-o", "t.manifest.template",
+        *command,
+    )  # fmt: skip
+    assert traced.stdout == "hello word None\n"
+    assert (work / "out" / "result").read_text() == "HELLO"
+    proposed = (work / "t.manifest.template").read_text()
+    manifest = tomli.loads(proposed)
+    trusted = manifest["sgx"]["trusted_files"]
+    assert {"file:job.py", "file:in.txt", f"file:{PYTHON}"} <= set(trusted)
+    assert len(trusted) == len(set(trusted)) < 200
+    assert "allowed_files" not in manifest["sgx"]
+
+    (work / "out" / "result").unlink()
+    with (work / "t.manifest.template").open("a") as template:
+        template.write(KEY)
+    cloister(work, "build", "--key", str(SIGNING_KEY), "t.manifest.template")
+    inside = cloister(work, "run", "t")
+    assert inside.stdout == "hello word None\n"
+    assert "denied" not in inside.stderr
+    assert (work / "out" / "result").read_bytes().startswith(b"GRAFS_PF")
+
+
+def test_merging_what_another_run_opens(work: Path) -> None:
+    cloister(work, "trace", "-o", "t.manifest", "--", "/bin/sh", "-c", "cat in.txt")
+    text = (work / "t.manifest").read_text()
+    assert "file:in.txt" in text
+    (work / "t.manifest").write_text(text.replace('  "file:in.txt",\n', ""))
+    merged = cloister(work, "trace", "--manifest", "t.manifest", "-o", "merged.manifest")
+    assert "cloister: trusted now: file:in.txt" in merged.stderr
+    old = tomli.loads((work / "t.manifest").read_text())
+    new = tomli.loads((work / "merged.manifest").read_text())
+    assert new["sgx"]["trusted_files"] == [*old["sgx"]["trusted_files"], "file:in.txt"]
+    assert new["fs"] == old["fs"]
+
+
+def test_the_programs_own_code_comes_out(work: Path) -> None:
+    done = cloister(work, "trace", "-o", "t.manifest", "--", "/bin/sh", "-c", "exit 7", expect=7)
+    assert "ended with code 7; what it had not yet opened is missing" in done.stderr
+    assert (work / "t.manifest").exists()
+
+
+def test_open_outputs_are_said_aloud(work: Path) -> None:
+    command = ["/bin/sh", "-c", "echo x > out/y"]
+    done = cloister(work, "trace", "--allow-outputs", "-o", "t.manifest", "--", *command)
+    assert "cloister: INSECURE: what the program writes is open to the host" in done.stderr
+    assert tomli.loads((work / "t.manifest").read_text())["sgx"]["allowed_files"] == ["file:out/y"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "which program? Give COMMAND, or --manifest"),
+        (["no-such-program"], "no-such-program: there is no such program"),
+        (["-e", "X", "true"], "--env 'X': expected NAME=VALUE"),
+        (["--manifest", "none"], "none: there is no such manifest"),
+        (["--manifest", "none", "-e", "A=b"], "--env and --allow-outputs are for runs without"),
+    ],
+)
+def test_mistakes(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["trace", *arguments]) == 2
+    assert expected in capsys.readouterr().err

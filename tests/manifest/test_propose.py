@@ -1,0 +1,201 @@
+"""From what a program opened to a manifest: not more than that, nothing insecure unasked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tomli
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloister.manifest.explain import explain
+from cloister.manifest.model import Manifest
+from cloister.manifest.parse import ManifestText, parse_manifest
+from cloister.manifest.propose import Observed, Proposal, merge, propose
+from cloister.manifest.visibility import inside_paths
+
+
+def observed(**changes: Any) -> Observed:
+    values: dict[str, Any] = {
+        "command": ("/usr/bin/python3", "job.py", "in.txt"),
+        "directory": "/home/x/job",
+        "environment": {"LANG": "C"},
+        "read": (
+            "/usr/bin/python3",
+            "/lib64/ld-linux-x86-64.so.2",
+            "/usr/lib/python3.11/json/__init__.py",
+            "/etc/passwd",
+            "/home/x/job/job.py",
+            "/home/x/job/in.txt",
+        ),
+        "written": (),
+        "passing": (),
+    }
+    return Observed(**(values | changes))
+
+
+def parsed(proposal: Proposal) -> Manifest:
+    return parse_manifest(proposal.text, "proposed")
+
+
+def test_program_and_surroundings() -> None:
+    manifest = parsed(propose(observed()))
+    assert manifest.libos.entrypoint == "/usr/bin/python3"
+    assert manifest.loader.argv == ["/usr/bin/python3", "job.py", "in.txt"]
+    assert manifest.loader.env["LANG"].value == "C"
+    assert manifest.fs.start_dir == "/home/x/job"
+
+
+def test_exactly_what_was_read_is_trusted_and_found_at_its_path() -> None:
+    manifest = parsed(propose(observed()))
+    assert [file.uri for file in manifest.sgx.trusted_files] == [
+        "file:/etc/passwd",
+        "file:job.py",
+        "file:/lib64/ld-linux-x86-64.so.2",
+        "file:/usr/bin/python3",
+        "file:/usr/lib/python3.11/json/__init__.py",
+        "file:in.txt",
+    ]
+    for file in manifest.sgx.trusted_files:
+        native = file.path if file.path.startswith("/") else f"/home/x/job/{file.path}"
+        assert native in inside_paths(manifest, file.path)
+
+
+def test_no_mount_shows_half_of_the_system() -> None:
+    mounts = {mount.path for mount in parsed(propose(observed())).fs.mounts}
+    assert mounts == {
+        "/etc/passwd",
+        "/home/x/job",
+        "/lib64/ld-linux-x86-64.so.2",
+        "/usr/bin",
+        "/usr/lib/python3.11",
+    }
+
+
+def test_inputs_are_marked() -> None:
+    text = propose(observed()).text
+    inputs = text[text.index("# Inputs: checked, but readable by the host") :]
+    assert '"file:in.txt"' in inputs
+    assert '"file:job.py"' not in inputs
+
+
+def test_outputs_in_a_directory_of_their_own_are_encrypted() -> None:
+    proposal = propose(observed(written=("/home/x/job/out/a", "/srv/results/b")))
+    manifest = parsed(proposal)
+    encrypted = {m.path: m.uri for m in manifest.fs.mounts if m.type == "encrypted"}
+    assert encrypted == {"/home/x/job/out": "file:out", "/srv/results": "file:/srv/results"}
+    assert not manifest.sgx.allowed_files
+    assert "under the key named default" in proposal.text
+
+
+def test_outputs_beside_inputs_are_encrypted_one_by_one() -> None:
+    proposal = propose(
+        observed(written=("/home/x/job/result",), passing=("/home/x/job/result.tmp",))
+    )
+    manifest = parsed(proposal)
+    assert manifest.sgx.protected_files == ["file:result"]
+    assert proposal.notes == [
+        "temporary files are written beside inputs in /home/x/job;"
+        " let the program write into a directory of its own"
+    ]
+
+
+def test_temporary_files_stay_in_memory() -> None:
+    proposal = propose(observed(passing=("/tmp/a/b", "/dev/shm/c"), written=("/tmp/left",)))
+    memory = [mount.path for mount in parsed(proposal).fs.mounts if mount.type == "tmpfs"]
+    assert sorted(memory) == ["/dev/shm", "/tmp"]
+    assert not proposal.notes
+
+
+def test_a_file_in_tmp_that_was_asked_for_is_an_output() -> None:
+    command = ("/usr/bin/cp", "in.txt", "/tmp/out/copy")
+    manifest = parsed(propose(observed(command=command, written=("/tmp/out/copy",))))
+    assert [(m.path, m.type) for m in manifest.fs.mounts if m.type != "chroot"] == [
+        ("/tmp/out", "encrypted")
+    ]
+
+
+def test_a_program_in_tmp_keeps_its_files() -> None:
+    proposal = propose(
+        observed(
+            directory="/tmp/job",
+            read=("/usr/bin/python3", "/tmp/job/job.py"),
+            written=("/tmp/job/out/a",),
+            passing=("/tmp/x",),
+        )
+    )
+    manifest = parsed(proposal)
+    assert {(m.path, m.type) for m in manifest.fs.mounts} == {
+        ("/tmp/job", "chroot"),
+        ("/tmp/job/out", "encrypted"),
+        ("/usr/bin", "chroot"),
+    }
+    assert proposal.notes == ["/tmp holds inputs and temporary files; keep the inputs elsewhere"]
+
+
+def test_open_outputs_only_when_asked_and_never_silently() -> None:
+    proposal = propose(observed(written=("/home/x/job/result",)), allow_outputs=True)
+    assert parsed(proposal).sgx.allowed_files == ["file:result"]
+    assert "# INSECURE: the host reads and changes these files." in proposal.text
+    assert proposal.notes == ["INSECURE: what the program writes is open to the host"]
+
+
+NAMES = st.sampled_from(
+    [
+        "/home/x/job/a b",
+        '/home/x/job/"q"',
+        "/etc/x",
+        "/lib/l.so.1",
+        "/usr/lib/p/m.py",
+        "/x",
+        "/tmp/t",
+    ]
+)
+FILES = st.lists(NAMES, unique=True, max_size=4)
+
+
+@given(FILES, FILES, FILES)
+def test_without_being_asked_nothing_is_insecure(
+    read: list[str], written: list[str], passing: list[str]
+) -> None:
+    read = [path for path in read if path not in {*written, *passing}]
+    proposal = propose(observed(read=tuple(read), written=tuple(written), passing=tuple(passing)))
+    text = ManifestText(proposal.text, "proposed")
+    assert not explain(text).insecure
+    assert {file.path for file in text.manifest.sgx.trusted_files} == {
+        path.removeprefix("/home/x/job/") for path in read
+    }
+
+
+EXISTING = """\
+libos.entrypoint = "/usr/bin/python3"
+sgx.trusted_files = ["file:/usr/bin/python3", "file:lib/"]
+sgx.allowed_files = ["file:open"]
+sgx.isvsvn = 3
+"""
+
+
+def test_merging_adds_what_is_missing_and_keeps_the_rest() -> None:
+    proposal = merge(
+        observed(
+            read=("/usr/bin/python3", "lib/deep/a", "open/b", "new"), written=("open/c", "out")
+        ),
+        ManifestText(EXISTING, "existing"),
+    )
+    document = tomli.loads(proposal.text)
+    assert document["sgx"] == {
+        "trusted_files": ["file:/usr/bin/python3", "file:lib/", "file:new"],
+        "allowed_files": ["file:open"],
+        "isvsvn": 3,
+    }
+    assert proposal.notes == [
+        "trusted now: file:new",
+        "out is written, but the manifest grants no writing there;"
+        " mount an encrypted or tmpfs directory",
+    ]
+
+
+def test_merging_what_is_complete_changes_nothing() -> None:
+    proposal = merge(observed(read=("lib/a",)), ManifestText(EXISTING, "existing"))
+    assert tomli.loads(proposal.text) == tomli.loads(EXISTING)
+    assert not proposal.notes
