@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cloister.encrypted.backing import Buffer, MemoryBacking
-from cloister.encrypted.constants import NODE_SIZE
 from cloister.encrypted.file import EncryptedFile
 from cloister.encrypted.journal import DirectJournal, UndoJournal
 from cloister.encrypted.layout import parse_header
+from cloister.errors import RecoveryError
 
 KEY = bytes(range(16))
 PATH = "dir/file"
@@ -401,40 +401,55 @@ def test_a_recovery_file_that_could_not_be_written_is_written_anew() -> None:
     assert content_of(undo_as_gramine_does(crashed), writable=False) == content
 
 
-def test_a_transaction_that_the_disk_refuses_can_be_done_again() -> None:
-    """A full disk in the middle of a flush loses nothing, in memory and on the disk."""
+class Refusing(DiskFile):
+    """A file on which one operation fails, as on a full or failing disk."""
+
+    left = -1
+
+    def _refuse(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise OSError(28, "No space left on device")
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        self._refuse()
+        super().pwrite(offset, data)
+
+    def fsync(self) -> None:
+        self._refuse()
+        super().fsync()
+
+
+def test_a_flush_that_the_disk_refuses_loses_nothing() -> None:
+    """It can be done again, or the file must be opened again; there is never a mixture."""
     content, limit, steps = SCRIPTS["overwrite"]
-
-    class Full(DiskFile):
-        left = 3
-
-        def pwrite(self, offset: int, data: Buffer) -> None:
-            self.left -= 1
-            if self.left == 0:
-                raise OSError(28, "No space left on device")
-            super().pwrite(offset, data)
-
-    for left in range(1, 8):
+    again = broken = 0
+    for left in range(1, 30):
         disk = Disk({"main": encrypted(content)})
-        main = Full(disk, "main")
-        main.left = left
+        main = Refusing(disk, "main")
         file = EncryptedFile.open(
             main, KEY, PATH, name="main", store=DiskStore(disk), writable=True, waiting_limit=limit
         )
         model = bytearray(content)
         for step in steps[:2]:
             apply(file, model, step)
+        main.left = left
         try:
             file.flush()
         except OSError:
-            assert content_of(disk.after_crash(lambda: True), writable=False) == content
+            for crashed in outcomes(disk, left):
+                assert content_of(crashed, writable=False) in (content, model)
             assert file.read(0, 1 << 20) == model
-            if file.size == len(content):
-                with_retry = True
-                try:
-                    file.flush()
-                except Exception:
-                    with_retry = False
-                if with_retry:
-                    assert content_of(disk.after_crash(lambda: True), writable=False) == model
-    assert NODE_SIZE == 4096
+        else:
+            break
+        try:
+            file.flush()
+        except RecoveryError as error:
+            assert "opened again" in str(error)
+            broken += 1
+        else:
+            again += 1
+            assert content_of(disk.after_crash(lambda: False), writable=False) == model
+    assert left < 29
+    assert again >= 3
+    assert broken >= 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import shutil
 import sqlite3
 import sys
 import zipfile
@@ -240,20 +241,23 @@ def test_zip_archives(path: Path) -> None:
         assert archive.read("b.txt") == b"more"
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="sqlite3 serializes since Python 3.11")
-def test_sqlite_backups(path: Path) -> None:
+def test_sqlite_backups(tmp_path: Path, path: Path) -> None:
     source = sqlite3.connect(":memory:")
     source.execute("create table t (n integer)")
     source.executemany("insert into t values (?)", [(n,) for n in range(10_000)])
     source.commit()
-    with cloister.encrypted.open(path, KEY, "w") as file:
-        file.write(cast("Any", source).serialize())
-    restored = sqlite3.connect(":memory:")
+    with sqlite3.connect(tmp_path / "backup.db") as backup:
+        source.backup(backup)
+    with cloister.encrypted.open(path, KEY, "w") as file, (tmp_path / "backup.db").open("rb") as db:
+        shutil.copyfileobj(db, file)
     with cloister.encrypted.open(path, KEY) as file:
-        cast("Any", restored).deserialize(file.read())
-    copy = sqlite3.connect(":memory:")
-    restored.backup(copy)
-    assert copy.execute("select count(*), sum(n) from t").fetchone() == (10_000, 49_995_000)
+        if sys.version_info >= (3, 11):
+            restored = sqlite3.connect(":memory:")
+            restored.deserialize(file.read())
+        else:
+            (tmp_path / "restored.db").write_bytes(file.read())
+            restored = sqlite3.connect(tmp_path / "restored.db")
+    assert restored.execute("select count(*), sum(n) from t").fetchone() == (10_000, 49_995_000)
 
 
 def test_handles_share_one_state(path: Path) -> None:
