@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import tomli
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cloister.cli.main import run
 
@@ -92,6 +94,18 @@ def test_not_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "latin.manifest").write_bytes(b"\xe9")
     assert run(["manifest", "check", "latin.manifest"]) == 2
     assert "latin.manifest: not UTF-8 text" in capsys.readouterr().err
+
+
+@settings(max_examples=60)
+@given(data=st.one_of(st.binary(max_size=80), st.text(max_size=80).map(str.encode)))
+@pytest.mark.parametrize("name", ["fuzz.manifest", "fuzz.manifest.template"])
+def test_no_input_makes_a_traceback(
+    name: str, tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    file = tmp_path_factory.getbasetemp() / name
+    file.write_bytes(data)
+    for command in (["check"], ["explain", "--json"], ["convert", "--to", "gramine"]):
+        assert run(["manifest", *command, str(file)]) in (0, 2)
 
 
 def test_explain(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

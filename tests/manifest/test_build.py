@@ -197,6 +197,13 @@ def test_an_unsigned_manifest_is_refused(template: Path) -> None:
         load_signed(template.parent / "app")
 
 
+def test_a_template_cannot_bring_its_own_index(template: Path) -> None:
+    with template.open("a") as stream:
+        stream.write(f'cloister.trusted_index.sha256 = "{"0" * 64}"\n')
+    with pytest.raises(ManifestError, match=r"template:7: cloister.trusted_index: only the signer"):
+        made(template)
+
+
 def test_direct_mode_only_renders(template: Path) -> None:
     written = render_only(template, {"program": "true"})
     assert written == template.parent / "app.manifest"

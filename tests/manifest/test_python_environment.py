@@ -124,6 +124,28 @@ def test_packages_of_the_base_are_not_those_of_a_virtual_environment(tmp_path: P
     assert found.directories == (str(prefix), str(venv))
 
 
+def test_packages_behind_links_are_trusted_under_the_links_name(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    (tmp_path / "elsewhere" / "sub").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "sub" / "module.py").touch()
+    site.mkdir()
+    (site / "package").symlink_to(tmp_path / "elsewhere")
+    (site / "itself").symlink_to(site)
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "elsewhere")
+    facts = {
+        "executable": str(tmp_path / "python"),
+        "prefix": str(tmp_path),
+        "base_prefix": str(tmp_path),
+        "path": [str(site)],
+        "stdlib": str(site),
+        "platstdlib": str(site),
+    }
+    fake = tmp_path / "python"
+    fake.write_text(f"#!/bin/sh\necho '{json.dumps(facts)}'\n")
+    fake.chmod(0o755)
+    assert str(site / "package" / "sub" / "module.py") in names(environment(str(fake)))
+
+
 def test_not_python() -> None:
     with pytest.raises(ManifestError, match="does not answer as Python 3 does"):
         environment("/bin/true")

@@ -304,6 +304,17 @@ def test_a_damaged_cache_is_an_empty_one(
     assert HashCache(path).get("/a", stamp) is None
 
 
+def test_a_cache_that_others_can_write_is_not_used(disk: Path, cache_file: Path) -> None:
+    hashed_now(disk, cache_file, "file:b")
+    assert hashed_now(disk, cache_file, "file:b") == 0
+    cache_file.chmod(0o620)
+    assert hashed_now(disk, cache_file, "file:b") == 1
+    memo = IndexMemo(cache_file.parent / "indexes")
+    memo.put(b"a" * 32, b"index")
+    (cache_file.parent / "indexes" / (b"a" * 32).hex()).chmod(0o602)
+    assert memo.get(b"a" * 32) is None
+
+
 def test_without_cache_nothing_is_kept(disk: Path) -> None:
     assert [digested(expanded(disk, "file:b")).hashed for _ in range(2)] == [1, 1]
 

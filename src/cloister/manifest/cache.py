@@ -6,6 +6,7 @@ Both caches are the user's own. Checksums in them guard against accidents, not a
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -86,10 +87,23 @@ class HashCache:
     def _load(self, path: Path) -> None:
         """Load the file; whatever is wrong with it, an empty cache is right."""
         try:
-            data = path.read_bytes()
-            self._records, self._index = _unpack(data)
+            self._records, self._index = _unpack(_read_own(path))
         except (OSError, TrustedIndexError):
             return
+
+
+def _read_own(path: Path) -> bytes:
+    """Read a file that nobody else can have written: its hashes decide what is trusted.
+
+    Raises:
+        OSError: it cannot be read.
+        TrustedIndexError: it belongs to somebody else, or others may write to it.
+    """
+    with path.open("rb") as stream:
+        status = os.fstat(stream.fileno())
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise TrustedIndexError(f"{path}: others can write to it")
+        return stream.read()
 
 
 def _pack(records: Mapping[str, bytes], entries: Mapping[str, TrustedEntry]) -> bytes:
@@ -127,8 +141,8 @@ class IndexMemo:
         if self._directory is None:
             return None
         try:
-            data = (self._directory / state.hex()).read_bytes()
-        except OSError:
+            data = _read_own(self._directory / state.hex())
+        except (OSError, TrustedIndexError):
             return None
         index = data[_DIGEST_SIZE:]
         return index if hashlib.sha256(index).digest() == data[:_DIGEST_SIZE] else None

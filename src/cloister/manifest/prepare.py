@@ -126,6 +126,8 @@ def prepare(text: ManifestText, base: Path, settings: Settings, tree: FileTree) 
     Raises:
         CloisterError: a trusted file is missing, or the enclave is too small for what is in it.
     """
+    if text.manifest.cloister.trusted_index is not None:
+        raise text.problem(("cloister", "trusted_index"), "only the signer writes this")
     trusted = _Trusted(text, base, settings, tree)
     notes: tuple[str, ...] = ()
     index: bytes | None = None

@@ -67,7 +67,7 @@ def python_environment(interpreter: str | None = None, *, tree: FileTree) -> Pyt
         ManifestError: it cannot be run or is no Python 3.
     """
     facts = ask(interpreter)
-    roots = list(_roots(facts))
+    roots = list(_with_links(_roots(facts), tree))
     files = [path for root in roots for path in _members(root, tree)]
     shared = (path for path in files if ".so" in path and ".so" in posixpath.basename(path))
     libraries = Libraries([facts["executable"], *shared])
@@ -131,6 +131,24 @@ def _roots(facts: dict[str, Any]) -> Iterator[str]:
             yield from _members_without_sites(directory)
         elif not any(_is_below(directory, other) for other in (*stdlib, *path)):
             yield f"{directory}/"
+
+
+def _with_links(roots: Iterable[str], tree: FileTree) -> Iterator[str]:
+    """Yield the roots, and as roots of their own the directories to which links in them lead.
+
+    A program opens files through the link's name. No directory is followed into itself.
+    """
+    waiting = list(roots)
+    seen: set[str] = set()
+    while waiting:
+        root = waiting.pop(0)
+        yield root
+        if root.endswith("/"):
+            for link in tree.links(root):
+                target = os.path.realpath(link)
+                if target not in seen and not _is_below(f"{os.path.realpath(root)}/x", target):
+                    seen.add(target)
+                    waiting.append(f"{link}/")
 
 
 def _members_without_sites(directory: str) -> Iterator[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 
 class FileTree:
     """Remembers the listings of one build, so that it works on one state of the disk."""
 
     def __init__(self) -> None:
-        self._listed: dict[str, list[str]] = {}
+        self._listed: dict[str, _Listing] = {}
 
     def files(self, directory: str) -> list[str]:
         """Return the regular files below ``directory``: names that start with it, in order.
@@ -21,14 +22,30 @@ class FileTree:
         Raises:
             OSError: ``directory`` itself cannot be listed.
         """
+        return self._list(directory).files
+
+    def links(self, directory: str) -> list[str]:
+        """Return the symbolic links to directories below ``directory``, which are not entered.
+
+        Raises:
+            OSError: ``directory`` itself cannot be listed.
+        """
+        return self._list(directory).links
+
+    def _list(self, directory: str) -> _Listing:
         if directory not in self._listed:
-            found: list[str] = []
-            _list_into(found, directory, top=True)
-            self._listed[directory] = found
+            listing = _Listing([], [])
+            _list_into(listing, directory, top=True)
+            self._listed[directory] = listing
         return self._listed[directory]
 
 
-def _list_into(found: list[str], directory: str, *, top: bool) -> None:
+class _Listing(NamedTuple):
+    files: list[str]
+    links: list[str]
+
+
+def _list_into(listing: _Listing, directory: str, *, top: bool) -> None:
     try:
         with os.scandir(directory) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
@@ -38,6 +55,8 @@ def _list_into(found: list[str], directory: str, *, top: bool) -> None:
         return
     for entry in ordered:
         if entry.is_dir(follow_symlinks=False):
-            _list_into(found, entry.path, top=False)
+            _list_into(listing, entry.path, top=False)
         elif entry.is_file():
-            found.append(entry.path)
+            listing.files.append(entry.path)
+        elif entry.is_dir():
+            listing.links.append(entry.path)
