@@ -14,6 +14,7 @@ FILES = {
     "file:empty": b"",
     "file:env": b"A=1\0B=x=y\0",
     "file:bad": b"A=1\0nothing\0",
+    "file:nameless": b"=1\0",
 }
 
 
@@ -42,7 +43,8 @@ def test_fixed_arguments_are_literal() -> None:
     assert arguments(manifest(argv=["a", "b "]), [], read) == ["a", "b "]
     from_file = manifest(argv_src_file="file:args")
     assert arguments(from_file, [], read) == ["prog", "two words", "new\nline"]
-    assert arguments(manifest(argv_src_file="file:empty"), [], read) == []
+    with pytest.raises(InputError, match="at least its own name"):
+        arguments(manifest(argv_src_file="file:empty"), [], read)
 
 
 def test_a_cut_file_of_arguments_is_refused() -> None:
@@ -71,3 +73,5 @@ def test_the_manifest_wins_over_host_and_file() -> None:
 def test_a_malformed_file_of_variables_is_refused() -> None:
     with pytest.raises(InputError, match="'nothing' is not of the form NAME=VALUE"):
         environment(manifest(env_src_file="file:bad"), HOST, read)
+    with pytest.raises(InputError, match="'=1' is not of the form NAME=VALUE"):
+        environment(manifest(env_src_file="file:nameless"), HOST, read)

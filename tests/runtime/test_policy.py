@@ -16,7 +16,7 @@ TRUSTED = {"lib/a.so": ENTRY, "/abs/b.so": ENTRY, "out/seed": ENTRY}
 
 
 def rules(*allowed: str) -> EnclaveRules:
-    return EnclaveRules(TRUSTED.get, allowed)
+    return EnclaveRules(TRUSTED.get, allowed, TRUSTED)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,9 @@ def test_allowed_wins_over_trusted() -> None:
 
 def test_let_through_is_told() -> None:
     told: list[tuple[str, Intent]] = []
-    loose = EnclaveRules(TRUSTED.get, [], lambda path, intent: told.append((path, intent)))
+    loose = EnclaveRules(
+        TRUSTED.get, [], TRUSTED, let_through=lambda path, intent: told.append((path, intent))
+    )
     loose.check("unknown", Intent.READ)
     loose.check("lib/a.so", Intent.READ)
     with pytest.raises(DeniedError):

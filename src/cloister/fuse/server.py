@@ -72,6 +72,8 @@ class Server:
         self._view = memoryview(self._buffer)
         self._answers: dict[int, Callable[[_Request], Answer]] = {
             p.Opcode.LOOKUP: self._lookup,
+            p.Opcode.FORGET: self._forget,
+            p.Opcode.BATCH_FORGET: self._batch_forget,
             p.Opcode.GETATTR: self._getattr,
             p.Opcode.SETATTR: self._setattr,
             p.Opcode.READLINK: lambda r: filesystem.readlink(r.node),
@@ -131,10 +133,8 @@ class Server:
         if size != length:
             raise OSError(errno.EPROTO, f"/dev/fuse: a request of {length} bytes says {size}")
         request = _Request(unique, node, uid, gid, pid, self._view[p.IN_HEADER.size : length])
-        if opcode == p.Opcode.FORGET:
-            self._filesystem.forget(node, p.FORGET_IN.unpack_from(request.body)[0])
-        elif opcode == p.Opcode.BATCH_FORGET:
-            self._batch_forget(request)
+        if opcode in (p.Opcode.FORGET, p.Opcode.BATCH_FORGET):
+            self._answer(opcode, request)  # the kernel wants no answer
         elif opcode == p.Opcode.INIT:
             self._send(unique, 0, self._init(request))
         elif opcode != p.Opcode.INTERRUPT:
@@ -191,12 +191,17 @@ class Server:
             0,
         )
 
-    def _batch_forget(self, request: _Request) -> None:
-        count, _ = p.BATCH_FORGET_IN.unpack_from(request.body)
+    def _forget(self, r: _Request) -> bytes:
+        self._filesystem.forget(r.node, p.FORGET_IN.unpack_from(r.body)[0])
+        return b""
+
+    def _batch_forget(self, r: _Request) -> bytes:
+        count, _ = p.BATCH_FORGET_IN.unpack_from(r.body)
         start = p.BATCH_FORGET_IN.size
         end = start + count * p.FORGET_ONE.size
-        for node, times in p.FORGET_ONE.iter_unpack(request.body[start:end]):
+        for node, times in p.FORGET_ONE.iter_unpack(r.body[start:end]):
             self._filesystem.forget(node, times)
+        return b""
 
     def _lookup(self, r: _Request) -> bytes:
         return messages.entry(self._filesystem.lookup(r.node, bytes(r.body[:-1])))

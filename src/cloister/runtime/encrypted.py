@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from cloister.errors import CloisterError
 from cloister.fuse.filesystem import Attributes, Caller, Change
 from cloister.fuse.protocol import OpenFlag
+from cloister.runtime.host import Place
 from cloister.runtime.keyring import Keyring
 from cloister.runtime.nodes import Handle, Node, refuse
 from cloister.runtime.policy import Intent
@@ -42,8 +43,7 @@ class EncryptedNode(Node):
 
     def __init__(self, scene: Scene, keys: Keyring, host: str, path: str, key_name: str) -> None:
         self.scene = scene
-        self.host = host
-        self.path = path
+        self.place = Place(scene, host, path)
         self._keys = keys
         self._key_name = key_name
         self._engine: EncryptedFile | None = None
@@ -70,7 +70,7 @@ class EncryptedNode(Node):
                 "let a key server release it (loader.env.SECRET_PROVISION_*), or name one in "
                 "fs.insecure__keys for tests",
             )
-            self.scene.report(self.path, Intent.READ, error)
+            self.scene.report(self.place.path, Intent.READ, error)
             raise error
         return key
 
@@ -81,8 +81,12 @@ class EncryptedNode(Node):
             yield
         except CloisterError as error:
             rejected = RejectedError(error.message, error.hint)
-            self.scene.report(self.path, intent, rejected)
+            self.scene.report(self.place.path, intent, rejected)
             raise rejected from error
+        except OSError as error:
+            if intent is Intent.WRITE:  # the disk refused what the program believes is written
+                self.scene.report(self.place.path, intent, error)
+            raise
 
     def _plain_size(self) -> int:
         if self._engine is not None:
@@ -90,29 +94,35 @@ class EncryptedNode(Node):
         from cloister.encrypted.file import probe_size
 
         with self.translated(Intent.READ):
-            return probe_size(self.host, self._key(), self.path)
+            return probe_size(self.place.use(), self._key(), self.place.path)
 
     def attributes(self) -> Attributes:
         """Return the host's attributes with the plaintext size."""
         if self._engine is not None:
             return self._shown(os.fstat(self._anchor))
-        return self._shown(os.stat(self.host))
+        return self._shown(self.place.status(stat.S_IFREG))
 
     def _shown(self, status: os.stat_result) -> Attributes:
         return shown(self.scene, status, self._plain_size())
 
-    def change(self, change: Change, handle: Handle | None) -> None:
-        """Change mode, size or times."""
-        if change.size is not None:
-            with self._borrowed() as engine, self.translated(Intent.WRITE):
-                engine.truncate(change.size)
-        mode = change.mode
-        if mode is not None:
-            mode |= OWNER_MAY_READ_AND_WRITE
-        change_on_host(self._on_host(), change._replace(size=None, mode=mode))
+    def detach(self) -> None:
+        """The name is gone; open handles keep working."""
+        self.place.lose()
 
-    def _on_host(self) -> str | int:
-        return self.host if self._engine is None else self._anchor
+    def relocate(self, host: str, path: str) -> None:
+        """The file has another name."""
+        self.place.move(host, path)
+
+    def change(self, change: Change, handle: Handle | None) -> None:
+        """Change mode, size or times of the very file that authenticates."""
+        with self._borrowed() as engine:
+            if change.size is not None:
+                with self.translated(Intent.WRITE):
+                    engine.truncate(change.size)
+            mode = change.mode
+            if mode is not None:
+                mode |= OWNER_MAY_READ_AND_WRITE
+            change_on_host(self._anchor, change._replace(size=None, mode=mode))
 
     def open(self, flags: int, caller: Caller) -> Handle:
         """Open; all handles share one state."""
@@ -133,12 +143,12 @@ class EncryptedNode(Node):
 
         with self.translated(Intent.CREATE):
             self._engine = EncryptedFile.create_path(
-                self.host,
+                self.place.use(),
                 self._key(),
-                self.path,
+                self.place.path,
                 mode=stat.S_IMODE(mode) | OWNER_MAY_READ_AND_WRITE,
             )
-        self._anchor = os.open(self.host, os.O_RDONLY | os.O_CLOEXEC)
+        self._anchor = self.place.open(os.O_RDONLY)
         self._handles = 1
         return EncryptedHandle(self, writing=True)
 
@@ -162,11 +172,17 @@ class EncryptedNode(Node):
     def _open_engine(self) -> None:
         from cloister.encrypted.file import EncryptedFile
 
-        with self.translated(Intent.READ):
-            self._engine = EncryptedFile.open_path(
-                self.host, self._key(), self.path, writable=os.access(self.host, os.W_OK)
-            )
-        self._anchor = os.open(self.host, os.O_RDONLY | os.O_CLOEXEC)
+        host = self.place.use()
+        anchor = self.place.open(os.O_RDONLY)
+        try:
+            with self.translated(Intent.READ):
+                self._engine = EncryptedFile.open_path(
+                    host, self._key(), self.place.path, writable=os.access(host, os.W_OK)
+                )
+        except BaseException:
+            os.close(anchor)
+            raise
+        self._anchor = anchor
 
     def _close_engine(self) -> None:
         engine, self._engine = self._engine, None
@@ -195,7 +211,7 @@ class EncryptedNode(Node):
 
         with self._borrowed() as engine, self.translated(Intent.RENAME):
             engine.move(host, path, rename=rename)
-        self.host, self.path = host, path
+        self.place.move(host, path)
 
 
 class EncryptedHandle(Handle):

@@ -41,7 +41,12 @@ def arguments(manifest: Manifest, given: Sequence[str], read: ReadFile) -> list[
             hint="leave the arguments out, or remove loader.argv from the manifest",
         )
     if loader.argv_src_file:
-        return _strings(loader.argv_src_file, read(loader.argv_src_file))
+        found = _strings(loader.argv_src_file, read(loader.argv_src_file))
+        if not found:
+            raise InputError(
+                f"{loader.argv_src_file}: is empty; a program needs at least its own name"
+            )
+        return found
     return list(loader.argv) if loader.argv else [manifest.libos.entrypoint]
 
 
@@ -88,7 +93,7 @@ def _variables(uri: str, content: bytes) -> dict[str, str]:
     variables = {}
     for item in _strings(uri, content):
         name, equals, value = item.partition("=")
-        if not equals:
+        if not equals or not name:
             raise InputError(f"{uri}: {item!r} is not of the form NAME=VALUE")
         variables[name] = value
     return variables

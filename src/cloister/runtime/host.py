@@ -1,8 +1,9 @@
-"""Files and directories of the host, shown through a mount: the untrusted side.
+"""Files of the host, shown through a mount: the untrusted side.
 
-Trusted files are verified as they are read, allowed files are passed through, encrypted ones are
-handed to their own kind of node. Symbolic links of the host are followed without the program
-seeing them; a program names a file by the name it uses.
+Trusted files are verified as they are read, allowed files are passed through. A node is a name, and
+the program can take the name away or put a symbolic link in its place; so every use of a name asks
+first whether it still is what the node stands for, and never follows a link that the program itself
+could have made.
 """
 
 from __future__ import annotations
@@ -11,24 +12,91 @@ import errno
 import os
 import stat
 
-from cloister.encrypted.paths import holds_content
-from cloister.fuse.filesystem import Attributes, Caller, Change, Statistics
+from cloister.fuse.filesystem import Attributes, Caller, Change
 from cloister.fuse.protocol import OpenFlag
 from cloister.manifest.index import UNKNOWN_SIZE, TrustedEntry
-from cloister.runtime.encrypted import EncryptedNode
-from cloister.runtime.nodes import Directory, Handle, Node, refuse
-from cloister.runtime.policy import Intent
-from cloister.runtime.scene import (
-    HOST_SECONDS,
-    WRITING,
-    Scene,
-    change_on_host,
-    rename_on_host,
-    shown,
-)
+from cloister.runtime.nodes import Handle, Node, refuse
+from cloister.runtime.policy import Intent, is_below
+from cloister.runtime.scene import HOST_SECONDS, WRITING, Scene, change_on_host, shown
 from cloister.runtime.trusted import TamperedFileError, TrustedHandle, digest_whole, require_size
 
 _ACCESS_AND_TRUNCATE = os.O_ACCMODE | os.O_TRUNC
+
+
+class Place:
+    """Where a node of the host is, as long as it has a name.
+
+    Attributes:
+        host: path on the host.
+        path: URI path, by which the manifest knows it.
+    """
+
+    def __init__(self, scene: Scene, host: str, path: str) -> None:
+        self._scene = scene
+        self.host = host
+        self.path = path
+        self._gone = False
+
+    def move(self, host: str, path: str) -> None:
+        """The node has a name again, or another one."""
+        self.host, self.path, self._gone = host, path, False
+
+    def lose(self) -> None:
+        """The name is gone; whatever takes it is not this node."""
+        self._gone = True
+
+    @property
+    def is_lost(self) -> bool:
+        """Tell whether the name is gone."""
+        return self._gone
+
+    @property
+    def follows(self) -> bool:
+        """Tell whether a symbolic link in this place may be followed."""
+        return self._scene.rules.follows_links_out(self.path) or self.host in self._scene.roots
+
+    def use(self) -> str:
+        """Return the host path, if it may be used.
+
+        Raises:
+            OSError: ESTALE: the name is gone; EACCES: a link on the way leads out of the mount.
+        """
+        if self._gone:
+            refuse(errno.ESTALE)
+        if not self.follows:
+            parent = os.path.realpath(os.path.dirname(self.host))
+            if not any(is_below(parent, root) for root in self._scene.roots):
+                refuse(errno.EACCES)
+        return self.host
+
+    def status(self, kind: int) -> os.stat_result:
+        """Return the host's ``stat``.
+
+        Args:
+            kind: the file type bits that the node stands for.
+
+        Raises:
+            FileNotFoundError: something else has the name now.
+        """
+        host = self.use()
+        status = os.stat(host) if self.follows else os.lstat(host)
+        if stat.S_IFMT(status.st_mode) != kind:
+            refuse(errno.ENOENT)
+        return status
+
+    def open(self, flags: int) -> int:
+        """Open a regular file of the host.
+
+        Raises:
+            OSError: the host refuses, or something else has the name now.
+        """
+        # Without O_NONBLOCK a FIFO in its place would stop the only thread that serves.
+        flags |= os.O_CLOEXEC | os.O_NONBLOCK | (0 if self.follows else os.O_NOFOLLOW)
+        descriptor = os.open(self.use(), flags)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            refuse(errno.EACCES)
+        return descriptor
 
 
 class HostFile(Node):
@@ -36,34 +104,64 @@ class HostFile(Node):
 
     def __init__(self, scene: Scene, host: str, path: str) -> None:
         self.scene = scene
-        self.host = host
-        self.path = path
+        self.place = Place(scene, host, path)
         self._handles: list[HostHandle] = []
-        self._trusted = scene.rules.trusted(path)
-        if self._trusted is None and scene.rules.changes_on_host(path):
-            self.name_seconds = self.attribute_seconds = HOST_SECONDS
+        self._trusted: TrustedEntry | None = None
+        self._consult_rules()
+
+    def _consult_rules(self) -> None:
+        self._trusted = self.scene.rules.trusted(self.place.path)
+        if self._trusted is None:
+            if self.scene.rules.changes_on_host(self.place.path):
+                self.name_seconds = self.attribute_seconds = HOST_SECONDS
+        elif self._trusted.size == UNKNOWN_SIZE:
+            self.attribute_seconds = 0.0  # until the file was hashed, its size is the host's word
 
     def attributes(self) -> Attributes:
         """Return the host's attributes; the size of a trusted file is the signed one."""
         if self._handles:
             return self._handles[0].attributes()
-        known = self._trusted is not None and self._trusted.size != UNKNOWN_SIZE
-        size = self._trusted.size if self._trusted is not None and known else None
-        return shown(self.scene, os.stat(self.host), size)
+        if self._trusted is None:
+            return shown(self.scene, self.place.status(stat.S_IFREG))
+        if self._trusted.size == UNKNOWN_SIZE:
+            self._open_trusted(self._trusted).release()
+        return shown(self.scene, self.place.status(stat.S_IFREG), self._trusted.size)
+
+    def detach(self) -> None:
+        """The name is gone; open handles keep working."""
+        self.place.lose()
+
+    def relocate(self, host: str, path: str) -> None:
+        """The file has another name; the rules of that name count."""
+        self.place.move(host, path)
+        self._consult_rules()
 
     def change(self, change: Change, handle: Handle | None) -> None:
         """Change mode, size or times where writing is granted."""
-        self.scene.require(self.path, Intent.WRITE)
-        target = handle if isinstance(handle, HostHandle) else None
-        change_on_host(self.host if target is None else target.descriptor, change)
+        self.scene.require(self.place.path, Intent.WRITE)
+        change_on_host(self._target(handle), change)
+
+    def _target(self, handle: Handle | None = None) -> str | int:
+        """Return a descriptor of this very file, else its name if that still stands for it."""
+        if isinstance(handle, HostHandle):
+            return handle.descriptor
+        if self._handles:
+            return self._handles[0].descriptor
+        self.place.status(stat.S_IFREG)
+        return self.place.use()
 
     def open(self, flags: int, caller: Caller) -> Handle:
         """Open with the checks that the intent needs."""
         writing = bool(flags & (WRITING | os.O_TRUNC))
-        self.scene.require(self.path, Intent.WRITE if writing else Intent.READ)
+        self.scene.require(self.place.path, Intent.WRITE if writing else Intent.READ)
         if self._trusted is not None:
             return self._open_trusted(self._trusted)
-        return self.adopt(os.open(self.host, _host_flags(flags)), writing=writing)
+        return self.adopt(self._open(_host_flags(flags)), writing=writing)
+
+    def _open(self, flags: int) -> int:
+        if self.place.is_lost and self._handles:
+            return os.open(f"/proc/self/fd/{self._handles[0].descriptor}", flags | os.O_CLOEXEC)
+        return self.place.open(flags)
 
     def adopt(self, descriptor: int, *, writing: bool) -> HostHandle:
         """Make a handle of a host descriptor, which becomes the handle's."""
@@ -76,34 +174,34 @@ class HostFile(Node):
         self._handles.remove(handle)
 
     def _open_trusted(self, entry: TrustedEntry) -> Handle:
-        descriptor = os.open(self.host, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = self.place.open(os.O_RDONLY)
         try:
             if entry.size == UNKNOWN_SIZE:
                 entry = self._trusted = digest_whole(descriptor, entry)
             require_size(descriptor, entry)
         except TamperedFileError as error:
             os.close(descriptor)
-            self.scene.report(self.path, Intent.READ, error)
+            self.scene.report(self.place.path, Intent.READ, error)
             raise
-        return TrustedHandle(self.scene, self.path, descriptor, entry)
+        return TrustedHandle(self.scene, self.place.path, descriptor, entry)
 
     def get_xattr(self, name: bytes) -> bytes:
         """Return an extended attribute of the host's file."""
-        return os.getxattr(self.host, _user_attribute(name))
+        return os.getxattr(self._target(), _user_attribute(name))
 
     def set_xattr(self, name: bytes, value: bytes, flags: int) -> None:
         """Set an extended attribute where writing is granted."""
-        self.scene.require(self.path, Intent.WRITE)
-        os.setxattr(self.host, _user_attribute(name), value, flags)
+        self.scene.require(self.place.path, Intent.WRITE)
+        os.setxattr(self._target(), _user_attribute(name), value, flags)
 
     def list_xattr(self) -> list[bytes]:
         """Return the names of the user's extended attributes."""
-        return [os.fsencode(n) for n in os.listxattr(self.host) if n.startswith("user.")]
+        return [os.fsencode(n) for n in os.listxattr(self._target()) if n.startswith("user.")]
 
     def remove_xattr(self, name: bytes) -> None:
         """Remove an extended attribute where writing is granted."""
-        self.scene.require(self.path, Intent.WRITE)
-        os.removexattr(self.host, _user_attribute(name))
+        self.scene.require(self.place.path, Intent.WRITE)
+        os.removexattr(self._target(), _user_attribute(name))
 
 
 def _user_attribute(name: bytes) -> bytes:
@@ -121,7 +219,7 @@ def _host_flags(flags: int) -> int:
     wanted = flags & _ACCESS_AND_TRUNCATE
     if wanted & os.O_ACCMODE == os.O_WRONLY:
         wanted = (wanted & ~os.O_ACCMODE) | os.O_RDWR
-    return wanted | os.O_CLOEXEC
+    return wanted
 
 
 class HostHandle(Handle):
@@ -170,61 +268,22 @@ class HostHandle(Handle):
 class SpecialFile(Node):
     """A FIFO, socket or device of the host: visible, never opened."""
 
-    def __init__(self, scene: Scene, host: str, path: str) -> None:
+    def __init__(self, scene: Scene, host: str, path: str, kind: int) -> None:
         self.scene = scene
-        self.host = host
-        self.path = path
+        self.place = Place(scene, host, path)
+        self._kind = kind
 
     def attributes(self) -> Attributes:
         """Return the host's attributes."""
-        return shown(self.scene, os.stat(self.host))
+        return shown(self.scene, self.place.status(self._kind))
 
+    def detach(self) -> None:
+        """The name is gone."""
+        self.place.lose()
 
-def host_node(scene: Scene, host: str, path: str, key_name: str | None) -> Node:
-    """Return the node of whatever the host has at ``host``.
-
-    Args:
-        scene: rules and reporting.
-        host: path on the host.
-        path: URI path, by which the manifest knows it.
-        key_name: name of the key if an encrypted mount holds it.
-
-    Raises:
-        FileNotFoundError: there is nothing.
-    """
-    if key_name is None and os.path.islink(host) and _stays_a_link(scene, host, path):
-        return HostSymlink(scene, host, path)
-    mode = os.stat(host).st_mode
-    if stat.S_ISDIR(mode):
-        return HostDirectory(scene, host, path, key_name)
-    if not stat.S_ISREG(mode):
-        return SpecialFile(scene, host, path)
-    key_name = scene.key_of(path, key_name)
-    if key_name is not None and scene.encrypted is not None:
-        return scene.encrypted(host, path, key_name)
-    return HostFile(scene, host, path)
-
-
-def _stays_a_link(scene: Scene, host: str, path: str) -> bool:
-    """Tell whether the program sees a symbolic link, or what it points to.
-
-    Links in read-only places are followed without the program seeing them, so that a manifest
-    names files by the names that programs use. Where the program may make links itself, they must
-    not lead out of the mount: there the program sees the link, and its own tree resolves it.
-    """
-    if not scene.rules.follows_links_out(path):
-        return True
-    if not scene.rules.changes_on_host(path):
-        return False
-    target = os.readlink(host)
-    if target.startswith("/"):
-        return not os.path.exists(target)
-    resolved = os.path.normpath(os.path.join(os.path.dirname(host), target))
-    return any(_is_below(host, root) and _is_below(resolved, root) for root in scene.roots)
-
-
-def _is_below(path: str, root: str) -> bool:
-    return path == root or path.startswith(f"{root.rstrip('/')}/")
+    def relocate(self, host: str, path: str) -> None:
+        """The file has another name."""
+        self.place.move(host, path)
 
 
 class HostSymlink(Node):
@@ -232,186 +291,32 @@ class HostSymlink(Node):
 
     def __init__(self, scene: Scene, host: str, path: str) -> None:
         self.scene = scene
-        self.host = host
-        self.path = path
+        self.place = Place(scene, host, path)
         self.name_seconds = self.attribute_seconds = HOST_SECONDS
 
     def attributes(self) -> Attributes:
         """Return the attributes of the link itself."""
-        return shown(self.scene, os.lstat(self.host))
+        status = os.lstat(self.place.use())
+        if not stat.S_ISLNK(status.st_mode):
+            refuse(errno.ENOENT)
+        return shown(self.scene, status)
+
+    def detach(self) -> None:
+        """The name is gone."""
+        self.place.lose()
+
+    def relocate(self, host: str, path: str) -> None:
+        """The link has another name."""
+        self.place.move(host, path)
 
     def change(self, change: Change, handle: Handle | None) -> None:
         """Change the times of the link itself; its mode means nothing."""
         if change.atime_ns is not None or change.mtime_ns is not None:
-            now = os.lstat(self.host)
+            now = os.lstat(self.place.use())
             atime = now.st_atime_ns if change.atime_ns is None else change.atime_ns
             mtime = now.st_mtime_ns if change.mtime_ns is None else change.mtime_ns
-            os.utime(self.host, ns=(atime, mtime), follow_symlinks=False)
+            os.utime(self.place.use(), ns=(atime, mtime), follow_symlinks=False)
 
     def readlink(self) -> bytes:
         """Return the target; the program's own tree resolves it."""
-        return os.readlink(os.fsencode(self.host))
-
-
-class HostDirectory(Directory):
-    """A directory of the host.
-
-    Args:
-        key_name: in an encrypted mount, the name of the key of all files below; else None.
-    """
-
-    def __init__(self, scene: Scene, host: str, path: str, key_name: str | None = None) -> None:
-        super().__init__()
-        self.scene = scene
-        self.host = host
-        self.path = path
-        self.key_name = key_name
-        if key_name is None and scene.rules.changes_on_host(path):
-            self.name_seconds = self.attribute_seconds = self.negative_seconds = HOST_SECONDS
-
-    def attributes(self) -> Attributes:
-        """Return the host's attributes."""
-        return shown(self.scene, os.stat(self.host))
-
-    def change(self, change: Change, handle: Handle | None) -> None:
-        """Change mode or times where writing is granted."""
-        self._require(self.path, Intent.WRITE)
-        change_on_host(self.host, change)
-
-    def child(self, name: bytes) -> Node:
-        """Return the node of a host file, whatever its kind."""
-        text = os.fsdecode(name)
-        if self.key_name is not None and not holds_content(text):
-            refuse(errno.ENOENT)
-        return host_node(self.scene, *self.places(name), self.key_name)
-
-    def _key_of(self, path: str) -> str | None:
-        return self.scene.key_of(path, self.key_name)
-
-    def places(self, name: bytes) -> tuple[str, str]:
-        """Return the host path and the URI path of a name in this directory."""
-        text = os.fsdecode(name)
-        return f"{self.host}/{text}", self._below(text)
-
-    def _below(self, name: str) -> str:
-        if self.path == ".":
-            return name
-        return f"{self.path.rstrip('/')}/{name}"
-
-    def _holds_encrypted(self, directory: str) -> bool:
-        return self.key_name is not None or self.scene.protected.reaches_below(directory)
-
-    def _require(self, path: str, intent: Intent) -> None:
-        if self._key_of(path) is None:
-            self.scene.require(path, intent)
-
-    def entries(self) -> list[tuple[bytes, int]]:
-        """Return the names of the host's directory; links count as what they point to."""
-        with os.scandir(os.fsencode(self.host)) as listing:
-            return [
-                (entry.name, _type_bits(entry))
-                for entry in listing
-                if self.key_name is None or holds_content(os.fsdecode(entry.name))
-            ]
-
-    def create(self, name: bytes, flags: int, mode: int, caller: Caller) -> tuple[Node, Handle]:
-        """Create a file on the host, encrypted where the mount says so."""
-        text = os.fsdecode(name)
-        host, path = self.places(name)
-        if os.path.lexists(host) and not flags & os.O_EXCL:
-            # The kernel remembered that there was no such file; the host has made one since.
-            existing = self.child(name)
-            return existing, existing.open(flags, caller)
-        self._require(path, Intent.CREATE)
-        key_name = self._key_of(path)
-        if key_name is not None and self.scene.encrypted is not None:
-            if not holds_content(text):
-                refuse(errno.ENOENT)
-            secret = self.scene.encrypted(host, path, key_name)
-            return secret, secret.create(mode & ~caller.umask)
-        descriptor = os.open(
-            host, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode & ~caller.umask
-        )
-        node = HostFile(self.scene, host, path)
-        return node, node.adopt(descriptor, writing=True)
-
-    def mkdir(self, name: bytes, mode: int) -> Node:
-        """Create a directory on the host where creating files is granted."""
-        text = os.fsdecode(name)
-        self._require(self._below(text), Intent.CREATE)
-        os.mkdir(f"{self.host}/{text}", mode)
-        return HostDirectory(self.scene, f"{self.host}/{text}", self._below(text), self.key_name)
-
-    def symlink(self, name: bytes, target: bytes) -> Node:
-        """Create a symbolic link where creating files is granted.
-
-        Encrypted mounts have none: the host could turn one to another file unnoticed, and a file
-        is bound to the one path under which it was encrypted.
-        """
-        host, path = self.places(name)
-        if self._key_of(path) is not None:
-            refuse(errno.EPERM)
-        self._require(path, Intent.CREATE)
-        os.symlink(target, os.fsencode(host))
-        return HostSymlink(self.scene, host, path)
-
-    def link(self, node: Node, name: bytes) -> None:
-        """Give a host file another name; both names must be writable. Not for encrypted files."""
-        host, path = self.places(name)
-        if not isinstance(node, HostFile) or self._key_of(path) is not None:
-            refuse(errno.EPERM)
-        self.scene.require(node.path, Intent.WRITE)
-        self._require(path, Intent.CREATE)
-        os.link(node.host, host)
-
-    def unlink(self, name: bytes, node: Node) -> None:
-        """Remove a host file where that is granted."""
-        text = os.fsdecode(name)
-        self._require(self._below(text), Intent.REMOVE)
-        os.unlink(f"{self.host}/{text}")
-        node.detach()
-
-    def rmdir(self, name: bytes) -> None:
-        """Remove an empty host directory where that is granted."""
-        text = os.fsdecode(name)
-        self._require(self._below(text), Intent.REMOVE)
-        os.rmdir(f"{self.host}/{text}")
-
-    def rename(self, name: bytes, node: Node, target: Directory, new: bytes, flags: int) -> None:
-        """Move a file or directory of the host; both names must be writable."""
-        if not isinstance(target, HostDirectory):
-            refuse(errno.EXDEV)
-        _, source_path = self.places(name)
-        host, target_path = target.places(new)
-        if self._key_of(source_path) != target._key_of(target_path):
-            refuse(errno.EXDEV)  # the content would have to be encrypted, or decrypted
-        self._require(source_path, Intent.RENAME)
-        target._require(target_path, Intent.CREATE)
-        if isinstance(node, EncryptedNode):
-            node.rename(host, target_path, flags)
-        elif isinstance(node, HostDirectory) and self._holds_encrypted(source_path):
-            refuse(errno.EXDEV)  # every file below would need its embedded path rewritten
-        else:
-            rename_on_host(f"{self.host}/{os.fsdecode(name)}", host, flags)
-        relocate(node, host, target_path)
-
-    def statistics(self) -> Statistics:
-        """Return the figures of the host's file system."""
-        s = os.statvfs(self.host)
-        return Statistics(
-            s.f_blocks, s.f_bfree, s.f_bavail, s.f_files, s.f_ffree, s.f_bsize, s.f_namemax
-        )
-
-
-def relocate(node: Node, host: str, path: str) -> None:
-    """Tell a node that was renamed where it is now."""
-    if isinstance(node, (HostFile, HostDirectory, HostSymlink, SpecialFile)):
-        node.host = host
-        node.path = path
-
-
-def _type_bits(entry: os.DirEntry[bytes]) -> int:
-    """Return the type bits of a listed name; 0 says that one has to look."""
-    if entry.is_dir(follow_symlinks=False):
-        return stat.S_IFDIR
-    return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0
+        return os.readlink(os.fsencode(self.place.use()))

@@ -17,9 +17,13 @@ class Journal:
     """
 
     def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
+        self._print = write
         self._told: set[tuple[str, Intent, type[OSError]]] = set()
         self._let_through: dict[str, Intent] = {}
+
+    def _write(self, line: str) -> None:
+        """Print a line; names chosen by a program or the host cannot forge another one."""
+        self._print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 
     def note(self, line: str) -> None:
         """Print a line about the run itself."""

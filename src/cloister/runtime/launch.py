@@ -47,6 +47,7 @@ class Program:
         host_environment: the caller's environment; likewise.
         debug: show tracebacks of our own defects.
         trusted: digests of the trusted files; None in direct mode, where nothing is checked.
+        rules: access rules in place of the manifest's own, for watching a run in direct mode.
     """
 
     manifest: Manifest
@@ -55,6 +56,7 @@ class Program:
     host_environment: Mapping[str, str] = field(default_factory=dict)
     trusted: TrustedIndex | None = None
     debug: bool = False
+    rules: Rules | None = None
 
 
 StartEnclave = Callable[[], Enclave]
@@ -199,11 +201,16 @@ def _keyring(manifest: Manifest, enclave: Enclave | None) -> Keyring:
 def _rules(program: Program, journal: Journal) -> Rules:
     """Return the access rules: the manifest's in an enclave, none in direct mode."""
     if program.trusted is None:
-        return DirectRules()
+        return program.rules or DirectRules()
     sgx = program.manifest.sgx
     logs = sgx.file_check_policy == "allow_all_but_log"
     allowed = [uri.partition(":")[2] for uri in sgx.allowed_files]
-    return EnclaveRules(program.trusted.lookup, allowed, journal.let_through if logs else None)
+    return EnclaveRules(
+        program.trusted.lookup,
+        allowed,
+        program.trusted,
+        let_through=journal.let_through if logs else None,
+    )
 
 
 @contextlib.contextmanager

@@ -58,6 +58,14 @@ class Rules(Protocol):
         Only where the program cannot have made the link itself.
         """
 
+    def holds_trusted(self, directory: str) -> bool:
+        """Tell whether a trusted file lies at or below ``directory``."""
+
+
+def is_below(path: str, directory: str) -> bool:
+    """Tell whether ``path`` is ``directory`` or lies below it, as text."""
+    return path == directory or path.startswith(f"{directory.rstrip('/')}/")
+
 
 class PathSet:
     """Files and directories by their URI paths; a directory stands for all below it."""
@@ -79,8 +87,7 @@ class PathSet:
 
     def reaches_below(self, directory: str) -> bool:
         """Tell whether a member is ``directory``, or lies below or above it."""
-        below = f"{directory}/"
-        return self.covers(directory) or any(path.startswith(below) for path in self._paths)
+        return self.covers(directory) or any(is_below(path, directory) for path in self._paths)
 
 
 class EnclaveRules:
@@ -89,6 +96,7 @@ class EnclaveRules:
     Args:
         lookup: finds the digests of a trusted URI path, None if it is not trusted.
         allowed: URI paths of allowed files and directories; a directory allows all below it.
+        trusted: the URI paths that ``lookup`` knows.
         let_through: ``sgx.file_check_policy = "allow_all_but_log"``: called with the path of each
             unlisted file that is let through; None denies them.
     """
@@ -99,9 +107,11 @@ class EnclaveRules:
         self,
         lookup: Callable[[str], TrustedEntry | None],
         allowed: Iterable[str],
+        trusted: Iterable[str] = (),
         let_through: Callable[[str, Intent], None] | None = None,
     ) -> None:
         self._lookup = lookup
+        self._trusted = trusted
         self._allowed = PathSet(allowed)
         self._let_through = let_through
 
@@ -143,6 +153,10 @@ class EnclaveRules:
         """Tell whether ``path`` is read-only: trusted content is what was signed anyway."""
         return not self.changes_on_host(path)
 
+    def holds_trusted(self, directory: str) -> bool:
+        """Look through all trusted files: renaming a directory is rare."""
+        return any(is_below(path, directory) for path in self._trusted)
+
 
 class DirectRules:
     """The rules of direct mode: everything that is mounted may be read and written."""
@@ -163,6 +177,10 @@ class DirectRules:
     def follows_links_out(self, path: str) -> bool:
         """Return True: direct mode protects nothing, and shows what the host shows."""
         return True
+
+    def holds_trusted(self, directory: str) -> bool:
+        """Return False: nothing is checked."""
+        return False
 
 
 class ReadOnlyRules:
@@ -186,3 +204,7 @@ class ReadOnlyRules:
     def follows_links_out(self, path: str) -> bool:
         """Return True: the program can make no links there."""
         return True
+
+    def holds_trusted(self, directory: str) -> bool:
+        """Return False: nothing is checked."""
+        return False

@@ -15,9 +15,11 @@ import os
 import resource
 import signal
 import socket
+import stat
 import struct
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import NoReturn
 
@@ -33,6 +35,8 @@ _STATUS = struct.Struct("=cI")  # kind, value
 _EXITED, _NOT_STARTED = b"x", b"e"
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
 _LENGTH = struct.Struct("=I")
+_MACHINE_WIDE = ("sys", "sysrq-trigger", "irq", "bus", "fs")
+_LAST_STANDARD_STREAM = 2
 _FILTER_PROGRAM = filter_program()
 
 
@@ -76,17 +80,18 @@ class Sandbox:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
         helper = os.fork()
         if helper == 0:
-            for number in _IGNORED:
-                signal.signal(number, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            _enter_namespaces(self._control, theirs, uid, gid)
+            with _never_returning():
+                for number in _IGNORED:
+                    signal.signal(number, signal.SIG_IGN)
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                _enter_namespaces(self._control, theirs, uid, gid)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         try:
             self.fuse = self._receive_fuse()
         finally:
             os.waitpid(helper, 0)
-        self._init = self._receive_number()
+        self._init = os.pidfd_open(self._receive_number())
 
     def _receive_fuse(self) -> int:
         message, ancillary, _, _ = self._control.recvmsg(4096, socket.CMSG_SPACE(64))
@@ -114,22 +119,30 @@ class Sandbox:
 
     def forward(self, number: int) -> None:
         """Send a signal to the program, if it runs already."""
-        self._learn_program()
+        with suppress(BlockingIOError):
+            self._learn_program(socket.MSG_DONTWAIT)
         if self._program is not None:
             with suppress(ProcessLookupError):
-                os.kill(self._program, number)
+                signal.pidfd_send_signal(self._program, number)
 
-    def _learn_program(self) -> None:
-        """Take the program's process number from the credentials of its one message."""
+    def _learn_program(self, flags: int = 0) -> None:
+        """Take hold of the program by the credentials of its one message.
+
+        Raises:
+            ConnectionError: the sandbox was killed before.
+            BlockingIOError: with MSG_DONTWAIT: the program does not run yet.
+        """
         if self._program is not None:
             return
-        with suppress(BlockingIOError):
-            _, ancillary, _, _ = self._control.recvmsg(
-                1, socket.CMSG_SPACE(_CREDENTIALS.size), socket.MSG_DONTWAIT
-            )
-            for level, kind, data in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
-                    self._program = _CREDENTIALS.unpack(data)[0]
+        space = socket.CMSG_SPACE(_CREDENTIALS.size)
+        message, ancillary, _, _ = self._control.recvmsg(1, space, flags)
+        if not message:
+            raise ConnectionError("the sandbox was killed")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                # A process that ended meanwhile has no number any more; it needs no signals either.
+                with suppress(ProcessLookupError):
+                    self._program = os.pidfd_open(_CREDENTIALS.unpack(data)[0])
 
     def result(self) -> int:
         """Return the program's exit code as a shell would, after the tree is gone.
@@ -138,34 +151,22 @@ class Sandbox:
             ProgramStartError: the program could not be started.
         """
         try:
-            while self._program is None:
-                self._learn_program_or_fail()
+            self._learn_program()
             kind, value = _STATUS.unpack(self._receive(_STATUS.size))
             if kind == _NOT_STARTED:
-                raise ProgramStartError(self._receive(value).decode())
+                raise ProgramStartError(self._receive(value).decode("utf-8", "replace"))
         except ConnectionError:
             return 128 + signal.SIGKILL
-        finally:
-            os.waitpid(self._init, 0)
         return int(value)
 
-    def _learn_program_or_fail(self) -> None:
-        message, ancillary, _, _ = self._control.recvmsg(1, socket.CMSG_SPACE(_CREDENTIALS.size))
-        if not message:
-            raise ConnectionError("the sandbox was killed")
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
-                self._program = _CREDENTIALS.unpack(data)[0]
-
     def close(self) -> None:
-        """Kill what is left; harmless when nothing is."""
-        with suppress(ProcessLookupError):
-            os.kill(self._init, signal.SIGKILL)
-        with suppress(ChildProcessError):
-            os.waitpid(self._init, 0)
+        """Kill what is left, and reap it."""
+        signal.pidfd_send_signal(self._init, signal.SIGKILL)
+        os.waitid(os.P_PIDFD, self._init, os.WEXITED)
+        for descriptor in (self._init, self._program, self.fuse):
+            if descriptor is not None:
+                os.close(descriptor)
         self._control.close()
-        with suppress(OSError):
-            os.close(self.fuse)
 
 
 def _unfit(message: str) -> SandboxError:
@@ -181,6 +182,15 @@ def _unfit(message: str) -> SandboxError:
 
 
 # From here on: code of the forked processes. Nothing may be imported after the root has changed.
+
+
+@contextmanager
+def _never_returning() -> Iterator[None]:
+    """End a forked process whatever happens: our caller's code belongs to the first one."""
+    try:
+        yield
+    finally:
+        os._exit(127)
 
 
 def _enter_namespaces(
@@ -210,8 +220,9 @@ def _enter_namespaces(
         linux.mount("cloister", _STAGING, "fuse.cloister", flags, options)
         init = os.fork()
         if init == 0:
-            os.close(fuse)
-            _run_as_process_one(control)
+            with _never_returning():
+                os.close(fuse)
+                _run_as_process_one(control)
         socket.send_fds(control, [b"fuse"], [fuse])
         control.sendall(_LENGTH.pack(init))
     except OSError as error:
@@ -239,11 +250,13 @@ def _run_as_process_one(control: socket.socket) -> NoReturn:
         for mount in plan.mounts:
             _mount(mount)
         _forbid_more_namespaces()
+        _protect_the_machine()
         os.chdir(_STAGING)
         linux.pivot_root_here()
         program = os.fork()
         if program == 0:
-            _become_program(control, plan)
+            with _never_returning():
+                _become_program(control, plan)
         code = _reap_until(program)
     except OSError as error:
         control.sendall(b"!")
@@ -304,6 +317,16 @@ def _forbid_more_namespaces() -> None:
     _write(f"{_STAGING}/proc/sys/user/max_user_namespaces", "0")
 
 
+def _protect_the_machine() -> None:
+    """Make read-only what procfs lets the machine's root write without any capability."""
+    flags = linux.MS_BIND | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+    for name in _MACHINE_WIDE:
+        path = f"{_STAGING}/proc/{name}"
+        if os.path.exists(path):
+            linux.mount(path, path, None, linux.MS_BIND | linux.MS_REC)
+            linux.mount("none", path, None, flags | linux.MS_REMOUNT | linux.MS_RDONLY)
+
+
 def _reap_until(program: int) -> int:
     """Reap every orphan until the program ends; return its code as a shell would."""
     while True:
@@ -320,12 +343,41 @@ def _become_program(control: socket.socket, plan: Plan) -> NoReturn:
         control.sendall(b"!")  # its credentials tell the runtime this process's number
         for number in (*_IGNORED, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
+        _keep_only_standard_streams()
+        _forbid_core_dumps()
         os.chdir(plan.directory)
         linux.drop_privileges()
         linux.install_filter(_FILTER_PROGRAM)
         os.execve(plan.executable, plan.arguments, plan.environment)
     except OSError as error:
         _fail(control, f"{error.filename or plan.executable}: cannot start: {error.strerror}")
+    except ValueError as error:
+        _fail(control, f"{plan.executable}: cannot start: {error}")
+
+
+def _keep_only_standard_streams() -> None:
+    """Close at exec what the caller left open: a descriptor of the host's leads out of the tree.
+
+    Raises:
+        ValueError: a standard stream is a directory, which would do the same.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        with suppress(OSError):  # the listing's own descriptor is closed by now
+            if descriptor > _LAST_STANDARD_STREAM:
+                os.set_inheritable(descriptor, False)
+            elif stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise ValueError(f"standard stream {descriptor} is a directory of the host")
+
+
+def _forbid_core_dumps() -> None:
+    """Keep the program's memory off the disk.
+
+    A limit of 1 byte also stops the kernel from piping a core to a program, which 0 does not.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    limit = 0 if most == 0 else 1
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 
 
 def _fail(control: socket.socket, message: str) -> NoReturn:

@@ -65,6 +65,15 @@ class Scene:
             self.report(path, intent, denied)
             raise
 
+    def require_untrusted_below(self, directory: str) -> None:
+        """Refuse, and report, where a trusted file lies at or below ``directory``."""
+        if self.rules.holds_trusted(directory):
+            denied = DeniedError(
+                "a directory with trusted files keeps its name", "rename files one by one"
+            )
+            self.report(directory, Intent.RENAME, denied)
+            raise denied
+
 
 def shown(scene: Scene, status: os.stat_result, size: int | None = None) -> Attributes:
     """Turn a host's ``stat`` into what the program sees."""

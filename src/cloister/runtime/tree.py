@@ -16,11 +16,11 @@ from cloister.errors import InputError
 from cloister.fuse.filesystem import Caller
 from cloister.manifest.model import Manifest, Mount, RootMount
 from cloister.manifest.uris import DEVICE, FILE, normalise
+from cloister.runtime.directory import HostDirectory, host_node
 from cloister.runtime.encrypted import EncryptedNode
-from cloister.runtime.host import HostDirectory, host_node
 from cloister.runtime.keyring import DEFAULT_KEY, Keyring
 from cloister.runtime.nodes import Directory, MountPoint, Node, Symlink, SyntheticDirectory
-from cloister.runtime.policy import ReadOnlyRules
+from cloister.runtime.policy import ReadOnlyRules, is_below
 from cloister.runtime.scene import Scene
 
 KERNEL_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -84,7 +84,7 @@ class Tree:
 
     def _covered_by_kernel(self, path: str) -> bool:
         """Tell whether a kernel's mount hides what the tree has at ``path``."""
-        return any(path.startswith(f"{mount.path}/") for mount in self.kernel_mounts)
+        return any(is_below(path, mount.path) for mount in self.kernel_mounts)
 
     def place_anywhere(self, path: str, node: Node, source: str) -> None:
         """Put ``node`` at a path that may lie below a tmpfs.
@@ -209,11 +209,20 @@ def uri_node(manifest: Manifest, scene: Scene, base: Path, uri: str) -> Node:
         FileNotFoundError: there is no such file.
     """
     path = _uri_path(uri)
-    for mount in manifest.fs.mounts:
-        covered = _uri_path(mount.uri or "") if mount.type == "encrypted" else None
-        if covered is not None and (path == covered or path.startswith(f"{covered}/")):
-            return host_node(scene, os.path.join(base, path), path, key_of(mount))
-    return host_node(scene, os.path.join(base, path), path, None)
+    mounts: list[Mount | RootMount] = [*manifest.fs.mounts]
+    if manifest.fs.root is not None:
+        mounts.append(manifest.fs.root)
+    covering = [
+        (len(covered), key_of(mount) if mount.type == "encrypted" else None)
+        for mount in mounts
+        if mount.uri is not None and _covers(covered := _uri_path(mount.uri), path)
+    ]
+    _, key_name = max(covering, default=(0, None), key=lambda found: found[0])
+    return host_node(scene, os.path.join(base, path), path, key_name)
+
+
+def _covers(directory: str, path: str) -> bool:
+    return is_below(path, directory) or (directory == "." and not path.startswith(("/", "..")))
 
 
 def key_of(mount: Mount | RootMount) -> str:
@@ -237,7 +246,7 @@ def _node_of(mount: Mount | RootMount, scene: Scene, base: Path, source: str) ->
             hint="use chroot, encrypted or tmpfs",
         )
     path = _uri_path(mount.uri)
-    host = os.path.normpath(os.path.join(base, path))
+    host = os.path.realpath(os.path.join(base, path))
     scene.roots.append(host)
     key_name = key_of(mount) if mount.type == "encrypted" else None
     try:

@@ -6,6 +6,7 @@ What a mount occupies is found before what the directory itself holds, and stays
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import stat
@@ -22,7 +23,7 @@ from cloister.fuse.filesystem import (
     Statistics,
 )
 from cloister.fuse.protocol import ROOT_NODE, OpenFlag
-from cloister.runtime.host import HostDirectory, relocate
+from cloister.runtime.directory import HostDirectory, relocate
 from cloister.runtime.nodes import Directory, Handle, Node, refuse
 
 _UNKNOWN_NUMBER = 0xFFFFFFFF
@@ -52,7 +53,8 @@ class _Known:
     def take(self, parent: _Known, name: bytes) -> None:
         """Take a name away; the kernel may go on using the number."""
         self.places.remove((parent, name))
-        del parent.children[name]
+        if parent.children.get(name) is self:
+            del parent.children[name]
 
 
 class View(Filesystem):
@@ -87,7 +89,7 @@ class View(Filesystem):
             return Entry(0, _NOTHING, directory.negative_seconds, 0)
 
     def _add(self, place: _Known, name: bytes, node: Node) -> Entry:
-        attributes = _attributes_or_none(node)
+        attributes = _attributes_or_type(node)
         known = _Known(next(self._numbers), node)
         self._known[known.number] = known
         known.put(place, name)
@@ -194,6 +196,7 @@ class View(Filesystem):
         known = self._known[parent].children.get(name)
         directory.unlink(name, directory.child(name) if known is None else known.node)
         if known is not None:
+            known.node.detach()
             known.take(self._known[parent], name)
             _relocate_to_another_name(known)
 
@@ -203,6 +206,7 @@ class View(Filesystem):
         self._directory(parent).rmdir(name)
         known = self._known[parent].children.get(name)
         if known is not None:
+            known.node.detach()
             known.take(self._known[parent], name)
 
     def rename(self, parent: int, name: bytes, target: int, new: bytes, flags: int) -> None:
@@ -271,7 +275,20 @@ class View(Filesystem):
     # Open directories
 
     def opendir(self, node: int, caller: Caller) -> Opened:
-        """Take a snapshot of the names, so that a stream sees each name once."""
+        """See :class:`Filesystem`; the names are gathered when they are first read."""
+        directory = self._directory(node)
+        number = next(self._handle_numbers)
+        self._listings[number] = []
+        flags = OpenFlag.CACHE_DIR | OpenFlag.KEEP_CACHE
+        return Opened(number, flags if directory.attribute_seconds > 1 else OpenFlag.NONE)
+
+    def readdir(self, node: int, handle: int, offset: int) -> Iterable[Listed]:
+        """List from a snapshot, so that a stream sees each name once; a rewind takes a new one."""
+        if offset == 0:
+            self._listings[handle] = self._listing(node)
+        return itertools.islice(self._listings[handle], offset, None)
+
+    def _listing(self, node: int) -> list[Listed]:
         known = self._known[node]
         directory = self._directory(node)
         above = known.places[0][0].number if known.places else node
@@ -282,23 +299,20 @@ class View(Filesystem):
         for name, mode in names.items():
             child = known.children.get(name)
             listing.append(Listed(name, _UNKNOWN_NUMBER if child is None else child.number, mode))
-        number = next(self._handle_numbers)
-        self._listings[number] = listing
-        flags = OpenFlag.CACHE_DIR | OpenFlag.KEEP_CACHE
-        return Opened(number, flags if directory.attribute_seconds > 1 else OpenFlag.NONE)
-
-    def readdir(self, node: int, handle: int, offset: int) -> Iterable[Listed]:
-        """See :class:`Filesystem`."""
-        return itertools.islice(self._listings[handle], offset, None)
+        return listing
 
     def releasedir(self, node: int, handle: int) -> None:
         """See :class:`Filesystem`."""
         del self._listings[handle]
 
     def destroy(self) -> None:
-        """Release what is still open: the kernel sends no RELEASE for a mount that died."""
+        """Release what is still open: the kernel sends no RELEASE for a mount that died.
+
+        One file that cannot be closed must not keep the others from it; it has told why itself.
+        """
         for number in list(self._handles):
-            self._handles.pop(number).release()
+            with contextlib.suppress(OSError):
+                self._handles.pop(number).release()
 
     def _directory(self, node: int) -> Directory:
         directory = self._known[node].node
@@ -312,13 +326,13 @@ _NOTHING = Attributes(mode=0)
 
 def _checked_kind(node: Node) -> Attributes:
     """Return the attributes of a known node if it is still of the same kind on the host."""
-    attributes = _attributes_or_none(node)
+    attributes = _attributes_or_type(node)
     if isinstance(node, Directory) != stat.S_ISDIR(attributes.mode):
         raise FileNotFoundError(errno.ENOENT, "the host replaced it")
     return attributes
 
 
-def _attributes_or_none(node: Node) -> Attributes:
+def _attributes_or_type(node: Node) -> Attributes:
     """Return the attributes; a file that refuses them can still be named, and so removed."""
     try:
         return node.attributes()
