@@ -74,14 +74,14 @@ class App:
         (self.directory / "app.manifest").write_text(self.text())
         return self.cloister("run", "--mode", "direct", "app", **options)  # type: ignore[arg-type]
 
-    def build(self, text: str) -> None:
+    def build(self, text: str, *options: str) -> None:
         """Build the enclave of a template."""
         (self.directory / "app.manifest.template").write_text(text)
         self.built = self.cloister(
-            "build", "--json", "--key", str(SIGNING_KEY), "app.manifest.template"
+            "build", "--json", *options, "--key", str(SIGNING_KEY), "app.manifest.template"
         ).stdout
 
-    def build_shell(self) -> None:
+    def build_shell(self, *options: str) -> None:
         """Build an enclave that holds a shell and a few tools; the script comes at the run."""
         tools = [str(Path(found).resolve()) for name in TOOLS if (found := shutil.which(name))]
         names = [f"/bin/{name}" for name in TOOLS]
@@ -97,6 +97,7 @@ class App:
         trusted = ", ".join(f'"file:{tool}"' for tool in tools)
         self.build(
             self.text(mounts=", ".join(mounts), trusted=f"{trusted}, {libraries}{{% endfor %}}"),
+            *options,
         )
 
     def run_shell(
@@ -120,12 +121,12 @@ class App:
         self.build_shell()
         return self.run_shell(script, expect)
 
-    def enclave_python(self, program: str) -> subprocess.CompletedProcess[str]:
+    def enclave_python(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Build an enclave around the interpreter that runs the tests, and run a program in it."""
         self.mount("/programs", f"file:{PROGRAMS}")
         self.trusted += [f"file:{PROGRAMS}/{path.name}" for path in PROGRAMS.iterdir()]
         self.settings["libos.entrypoint"] = f'"{PYTHON}"'
-        self.settings["loader.argv"] = json.dumps([PYTHON, program])
+        self.settings["loader.argv"] = json.dumps([PYTHON, program, *arguments])
         self.build(
             self.text(
                 prologue=f"{{% set python = python_environment('{PYTHON}') %}}",
