@@ -316,4 +316,14 @@ def test_misuse_is_refused(tmp_path: Path) -> None:
     file = EncryptedFile.open_path(path, KEY, "f", writable=True)
     with pytest.raises(InputError, match="more than a file can hold"):
         file.write(1 << 62, b"x")
+    for call in (
+        lambda: file.read(-1, 5),
+        lambda: file.write(-1, b"x"),
+        lambda: file.truncate(-1),
+        lambda: file.read_into(-5, memoryview(bytearray(5))),
+    ):
+        with pytest.raises(InputError, match="expected 0 or more"):
+            call()
+    file.write(0, memoryview(bytearray(64)).cast("I"))
+    assert file.size == 64
     file.close()

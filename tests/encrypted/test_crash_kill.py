@@ -236,6 +236,7 @@ def test_a_move_that_the_host_refuses_changes_nothing(tmp_path: Path) -> None:
     file.write(0, b"x" * 9000)
     with pytest.raises(OSError, match="No such file"):
         file.move(tmp_path / "missing" / "new", "new")
+    file.move(old, "old")
     file.write(1, b"y")
     file.close()
     again = EncryptedFile.open_path(old, KEY, "old", writable=False)

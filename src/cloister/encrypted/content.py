@@ -198,7 +198,7 @@ class EncryptedContent:
             TamperedError: a node that holds some of them does not authenticate.
             TruncatedError: the host file was cut while it was open.
         """
-        length = min(length, self._size - offset)
+        length = min(length, self._size - _positive(offset))
         if length <= 0:
             return b""
         if offset >= HEAD_SIZE:
@@ -219,7 +219,7 @@ class EncryptedContent:
             TamperedError: a node does not authenticate; the buffer then holds authentic bytes and
                 what was there before.
         """
-        length = max(0, min(len(buffer), self._size - offset))
+        length = max(0, min(len(buffer), self._size - _positive(offset)))
         if length:
             self._fill(offset, buffer[:length])
         return length
@@ -258,14 +258,14 @@ class EncryptedContent:
             InputError: the file is read only, or would become larger than 2**62 bytes.
             OSError: the disk refused nodes that were written out early.
         """
-        self._require_writable(offset + len(data))
-        if len(data) == 0:
+        view = memoryview(data).cast("B")
+        end = _positive(offset) + len(view)
+        self._require_writable(end)
+        if len(view) == 0:
             return
         if offset > self._size:
             self.truncate(offset)
         self._changed = True
-        view = memoryview(data).cast("B")
-        end = offset + len(view)
         if offset < HEAD_SIZE:
             count = min(len(view), HEAD_SIZE - offset)
             self._head[offset : offset + count] = view[:count]
@@ -282,7 +282,7 @@ class EncryptedContent:
         Raises:
             InputError: the file is read only, or would become larger than 2**62 bytes.
         """
-        self._require_writable(size)
+        self._require_writable(_positive(size))
         if size == self._size:
             return
         self._changed = True
@@ -385,6 +385,13 @@ class EncryptedContent:
         finally:
             self._main.close()
             self._nodes.forget()
+
+
+def _positive(number: int) -> int:
+    """Return an offset or a size that is one."""
+    if number < 0:
+        raise InputError(f"offset or size {number}, expected 0 or more")
+    return number
 
 
 def _journal(

@@ -128,6 +128,10 @@ class EncryptedFile(EncryptedContent):
             raise InputError(f"{self.name}: has no name on the host that could change")
         self.flush()
         old, new = Path(self.name), Path(new_host_path)
+        if new.exists() and new.samefile(old):  # its own name, or another link to it
+            rename(old, new)
+            self.rename(new_embedded_path)
+            return
         _finish_interrupted_write(new, self._wrap_key)
 
         def sync_names() -> None:

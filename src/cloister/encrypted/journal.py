@@ -200,12 +200,10 @@ class UndoJournal:
         if self._marked:
             self._main.pwrite(0, mark_pending(node0))
             self._sync(self._main)
-            self._unmark(node0)
+            self._unmark(node0, host_nodes)
         else:
             self._main.pwrite(0, node0)
-        self._node0, self._host_nodes = node0, host_nodes
-        self._marked = False
-        self._logged.clear()
+            self._node0, self._host_nodes = node0, host_nodes
         self._cut()
 
     def move(
@@ -228,6 +226,7 @@ class UndoJournal:
             sync_names: makes that survive a power loss.
         """
         self.protect(())
+        log: Backing | None = None
         try:
             log = store.create()
             log.pwrite(0, RECOVERY_NUMBER.pack(0) + node0)
@@ -235,8 +234,9 @@ class UndoJournal:
             rename()
         except OSError:
             store.remove()
-            self._unmark(self._node0)
-            self._marked = False
+            if log is not None:
+                log.close()
+            self._unmark(self._node0, self._host_nodes)
             raise
         self._broken = True  # the file has its new name, but after a crash perhaps its old one
         sync_names()
@@ -246,11 +246,15 @@ class UndoJournal:
         self._store, self._log = store, log
         log.truncate(0)
 
-    def _unmark(self, node0: bytes) -> None:
+    def _unmark(self, node0: bytes, host_nodes: int) -> None:
+        """End the transaction with ``node0`` as the committed state."""
         start, end = PENDING_MARK.offset, PENDING_MARK.end
         self._broken = True  # until it is done nobody knows which of two states the disk holds
         self._main.pwrite(start, node0[start:end])
         self._main.fsync()
+        self._node0, self._host_nodes = node0, host_nodes
+        self._marked = False
+        self._logged.clear()
         self._broken = False
 
     def _cut(self) -> None:
@@ -275,9 +279,8 @@ class UndoJournal:
             )
 
     def sync(self) -> None:
-        """Sync the host file; a commit has done so already, its cut end excepted."""
+        """Do nothing more: a commit is durable, and what it cuts off belongs to no state."""
         self._check()
-        self._sync(self._main)
 
     def close(self) -> None:
         """Remove the recovery file, unless an unfinished write still needs it."""

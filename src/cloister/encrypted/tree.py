@@ -81,13 +81,14 @@ class MhtTree:
 
     def set_mht_entry(self, index: int, entry: bytes) -> None:
         """Store key and tag of MHT node ``index``, which is clean from now on."""
-        page = self.dirty.pop(index)
-        self._keep(index, bytes(page))
         if index == 0:
             self.root_entry = entry
-            return
-        parent, slot = mht_parent(index)
-        self.edit(parent)[slot * ENTRY_SIZE : (slot + 1) * ENTRY_SIZE] = entry
+        else:
+            parent, slot = mht_parent(index)
+            self.edit(parent)[slot * ENTRY_SIZE : (slot + 1) * ENTRY_SIZE] = entry
+        # Last of all: an interruption before leaves the node dirty, to be sealed again.
+        self._keep(index, bytes(self.dirty[index]))
+        del self.dirty[index]
 
     def with_ancestors(self, indices: Iterable[int]) -> set[int]:
         """Return ``indices`` and all MHT nodes above them."""
