@@ -29,7 +29,7 @@ class TrustAnchor:
 
     certificate: x509.Certificate
 
-    @property
+    @functools.cached_property
     def der(self) -> bytes:
         """The certificate in DER."""
         return self.certificate.public_bytes(Encoding.DER)
@@ -44,7 +44,7 @@ class TrustAnchor:
         """SHA-256 of the DER, lower-case hex."""
         return hashlib.sha256(self.der).hexdigest()
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """The certificate's subject, for people."""
         return self.certificate.subject.rfc4514_string()

@@ -90,7 +90,7 @@ def verified_claims(
     Raises:
         AttestationError: a subclass for each cause.
     """
-    material = dcap_qvl.QuoteCollateralV3(**dataclasses.asdict(collateral))
+    material = _material(collateral)
     policy = dcap_qvl.QuotePolicy.claims_only(now)
     try:
         claims = _verifier(anchor.der).verify_with_policy(quote, material, now, policy)
@@ -98,6 +98,12 @@ def verified_claims(
         raise _explain(quote, material, anchor, now, error) from error
     parsed: dict[str, Any] = json.loads(claims.to_json())
     return parsed
+
+
+@functools.lru_cache(maxsize=256)
+def _material(collateral: Collateral) -> dcap_qvl.QuoteCollateralV3:
+    fields = dataclasses.fields(collateral)
+    return dcap_qvl.QuoteCollateralV3(**{f.name: getattr(collateral, f.name) for f in fields})
 
 
 @functools.lru_cache(maxsize=16)
@@ -149,12 +155,19 @@ def kind_of(quote: Quote) -> PlatformKind:
     Raises:
         MalformedQuoteError: it names none.
     """
+    return _kind_of_chain(quote.signature.certification_data, quote.is_tdx)
+
+
+@functools.lru_cache(maxsize=256)
+def _kind_of_chain(certification_data: bytes, is_tdx: bool) -> PlatformKind:
+    # The FMSPC and the name of the CA are in the leaf; a platform shows the same one every time.
     try:
-        parsed = dcap_qvl.parse_quote(quote.raw)
-        tee = "tdx" if quote.is_tdx else "sgx"
-        return PlatformKind(tee, str(parsed.fmspc()).upper(), str(parsed.ca()))
-    except ValueError as error:
+        fmspc = dcap_qvl.parse_pck_extension_from_pem(certification_data).fmspc
+        issuer = x509.load_pem_x509_certificate(certification_data).tbs_certificate_bytes
+    except (ValueError, x509.InvalidVersion) as error:
         raise MalformedQuoteError("the quote's PCK certificate names no platform") from error
+    ca = "platform" if b"PCK Platform CA" in issuer else "processor"
+    return PlatformKind("tdx" if is_tdx else "sgx", fmspc.hex().upper(), ca)
 
 
 def printable(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 from collections.abc import Callable
 
@@ -28,7 +29,7 @@ class Trust:
     known: tuple[tuple[TrustAnchor, Collateral], ...] = ()
     sources: tuple[tuple[TrustAnchor, Source], ...] = ()
 
-    @property
+    @functools.cached_property
     def anchors(self) -> tuple[TrustAnchor, ...]:
         """The roots, each once."""
         return tuple(dict.fromkeys(anchor for anchor, _ in (*self.known, *self.sources)))
@@ -71,6 +72,7 @@ class Authenticator:
         )
 
 
+@functools.lru_cache(maxsize=256)
 def tee_and_fmspc(collateral: Collateral) -> tuple[str, str]:
     """Return the TEE (``sgx`` or ``tdx``) and the FMSPC (upper-case hex) of its TCB info.
 

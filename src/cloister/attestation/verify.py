@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -183,8 +184,8 @@ class _Work:
 
     def _check_unlooked(self, quote: Quote, claims: dict[str, Any], collateral: Collateral) -> None:
         # Both texts were signed; they are read again only for what the library does not compare.
-        tcb_info = json.loads(collateral.tcb_info)
-        qe_identity = json.loads(collateral.qe_identity)
+        tcb_info = _parsed(collateral.tcb_info)
+        qe_identity = _parsed(collateral.qe_identity)
         self._next("PCE id", "the same in the PCK certificate and the TCB info")
         found = bytes(claims["platform"]["pck"]["pce_id"]).hex()
         if found != str(tcb_info.get("pceId", "")).lower():
@@ -205,8 +206,17 @@ class _Work:
         self._passed("32 zero bytes after the key's hash")
 
 
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(text)
+    return parsed
+
+
 def find_anchor(quote: Quote, anchors: Sequence[TrustAnchor]) -> TrustAnchor:
     """Return the trusted root to which the quote's own certificates lead.
+
+    A platform shows the same certificates every time, so that a chain that led to a root is
+    remembered; one that did not is not.
 
     Raises:
         UnsupportedQuoteError: the quote carries no certificate chain.
@@ -217,7 +227,12 @@ def find_anchor(quote: Quote, anchors: Sequence[TrustAnchor]) -> TrustAnchor:
         raise UnsupportedQuoteError(
             f"the quote has certification data of type {kind}, expected 5 (a certificate chain)"
         )
-    chain = dcap.pck_chain(quote.signature.certification_data)
+    return _anchor_of_chain(quote.signature.certification_data, tuple(anchors))
+
+
+@functools.lru_cache(maxsize=256)
+def _anchor_of_chain(certification_data: bytes, anchors: tuple[TrustAnchor, ...]) -> TrustAnchor:
+    chain = dcap.pck_chain(certification_data)
     for anchor in anchors:
         if anchor.issued(chain[-1]):
             _require_unbroken(chain)
@@ -271,9 +286,9 @@ def _require_same_reading(quote: Quote, claims: dict[str, Any]) -> None:
     """Refuse a quote that our parser and the library read differently."""
     (report,) = claims["report"].values()
     nested = report.get("base", report)
-    ours = dataclasses.asdict(quote.report)
+    ours = quote.report
     names = ("mr_td", "report_data") if quote.is_tdx else ("mr_enclave", "mr_signer", "report_data")
-    if any(nested.get(name) != ours[name].hex() for name in names):
+    if any(nested.get(name) != getattr(ours, name).hex() for name in names):
         raise MalformedQuoteError("the quote is ambiguous: two parsers read it differently")
 
 

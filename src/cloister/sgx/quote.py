@@ -10,6 +10,7 @@ long as it says.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import struct
 
@@ -145,7 +146,7 @@ class Quote:
         """Whether the body is a TD report rather than an SGX report body."""
         return self.header.tee_type == TEE_TDX
 
-    @property
+    @functools.cached_property
     def report(self) -> ReportBody | TdReport:
         """The parsed body."""
         return TdReport.unpack(self.body) if self.is_tdx else ReportBody.unpack(self.body)
