@@ -186,6 +186,26 @@ class PolicyError(InputError):
     """A policy that cannot be used: it names no enclave, or contradicts itself."""
 
 
+class AmbiguousSecretError(AttestationError):
+    """Several secrets' policies accept one enclave, and the protocol cannot say which is meant."""
+
+    default_hint = "make the policies name different enclaves"
+
+
+class StoreError(CloisterError):
+    """The key server's database cannot be used."""
+
+
+class StoreKeyError(StoreError):
+    """The key that protects the stored secrets is missing or is another one."""
+
+    default_hint = "give the key with which the secrets were stored (--store-key)"
+
+
+class AuditError(RefusedError):
+    """The audit log was changed, or a decision could not be recorded."""
+
+
 class RaTlsError(RefusedError):
     """A TLS peer's certificate carries no acceptable evidence."""
 

@@ -33,11 +33,15 @@ class Check:
     parts: tuple[Check, ...] = ()
     decisive: Check | None = None
 
+    @property
+    def leaf(self) -> Check:
+        """The part that decides, or the check itself."""
+        return self if self.decisive is None else self.decisive.leaf
+
     def as_error(self) -> RefusedError:
         """Return the error that says why this check failed; the deepest cause speaks."""
-        if self.decisive is not None:
-            return self.decisive.as_error()
-        return self.error(f"{self.name}: {self.found}, expected {self.expected}", hint=self.hint)
+        leaf = self.leaf
+        return leaf.error(f"{leaf.name}: {leaf.found}, expected {leaf.expected}", hint=leaf.hint)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the check for JSON."""

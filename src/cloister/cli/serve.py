@@ -15,7 +15,8 @@ from cloister.cli.trust import FILE, trust_from, trust_options, utc_now
 if TYPE_CHECKING:
     from cloister.attestation.policy import Policy
     from cloister.attestation.trust import Trust
-    from cloister.provision.server import Decision, KeyServer, Secret
+    from cloister.provision.decision import Decision, Secret
+    from cloister.provision.server import KeyServer
 
 
 @click.command()
@@ -78,7 +79,8 @@ def serve(
     """
     from cloister.attestation.policy import TcbStatus, all_of, any_of
     from cloister.attestation.trust import Authenticator
-    from cloister.provision.server import ClientJudge, KeyServer, secrets_named
+    from cloister.provision.decision import ClientJudge
+    from cloister.provision.server import KeyServer
 
     signer = _signer_policy(mrsigner, isv_prod_id, isv_svn)
     identities = [*map(_built_enclave, enclaves), *_measurements(mrenclaves), *signer]
@@ -88,7 +90,7 @@ def serve(
 
     report = _Report(as_json)
     server = KeyServer(
-        ClientJudge(secrets_named([secret]), Authenticator(trust, utc_now)),
+        ClientJudge([secret], Authenticator(trust, utc_now)),
         certificate=cert,
         key=cert_key,
         record=report.decision,
@@ -218,7 +220,7 @@ def _secret(argument: str, policy: Policy, *, as_hex: bool) -> Secret:
     import re
 
     from cloister.encrypted.keys import read_wrap_key
-    from cloister.provision.server import Secret
+    from cloister.provision.decision import Secret
 
     match = re.fullmatch(r"([A-Za-z0-9_.-]+)=(.+)", argument)
     name, path = (match[1], match[2]) if match else ("default", argument)

@@ -1,156 +1,35 @@
-"""The owner's side of key release: judge each client, release a secret or refuse.
+"""The owner's side of key release, on the network: judge each client, release a secret or refuse.
 
 Every client is judged by its certificate's evidence during the TLS handshake, the decision is
-recorded, and only then the secret's bytes leave. One thread serves one client; the number of
-threads, the time of each client and the size of its message are bounded.
+recorded, and only then the secret's bytes leave. One thread serves one client; how many there
+are, how long each may take, and how often one address may come is limited.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
-import enum
 import errno
+import select
 import selectors
 import socket
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from OpenSSL import SSL
 
-from cloister.attestation.dcap import printable
-from cloister.attestation.policy import Policy
-from cloister.attestation.trust import Authenticator
-from cloister.attestation.verdict import Verdict
-from cloister.errors import CloisterError, InputError, PolicyError, RaTlsError
+from cloister.errors import CloisterError, RaTlsError
 from cloister.listen import bound_address, open_listeners
 from cloister.provision import protocol
+from cloister.provision.decision import ClientJudge, ClientJudgement, Decision, Outcome
+from cloister.provision.limits import Limits, RateLimiter
 from cloister.ratls.deadline import Deadline
 from cloister.ratls.server import Channel, RaTlsServer
-from cloister.ratls.verify import authenticate_certificate
 
-MAX_CLIENTS = 64
-CLIENT_TIMEOUT = 10.0
-"""Seconds that one client has for handshake, request and answer together."""
 _NO_CERTIFICATE = "peer did not return a certificate"
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-@dataclasses.dataclass(frozen=True)
-class Secret:
-    """A secret and the enclaves that may have it.
-
-    Attributes:
-        name: what logs call it.
-        value: the bytes that are sent; never logged.
-        policy: which enclaves may have it.
-    """
-
-    name: str
-    value: bytearray = dataclasses.field(repr=False)
-    policy: Policy
-
-    def wipe(self) -> None:
-        """Overwrite the value with zeros."""
-        self.value[:] = bytes(len(self.value))
-
-
-class Outcome(enum.Enum):
-    """What became of a client."""
-
-    RELEASED = "released"
-    REFUSED = "refused"
-    DROPPED = "dropped"
-    """It left, or failed at TLS, before it showed a certificate or asked for anything."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Decision:
-    """What was decided about one client, and why; never contains the secret.
-
-    Attributes:
-        time: when.
-        peer: the client's address.
-        outcome: what became of it.
-        secret: name of the released secret, or None.
-        reason: one line.
-        identity: the enclave's measurement, or None if the quote was not genuine.
-        tcb_status: the platform's, or None likewise.
-        simulated: whether the root is a simulated one; None if no trusted root was found.
-    """
-
-    time: datetime.datetime
-    peer: str
-    outcome: Outcome
-    secret: str | None
-    reason: str
-    identity: str | None = None
-    tcb_status: str | None = None
-    simulated: bool | None = None
-
-    def to_line(self) -> str:
-        """Return the decision as one line for a log."""
-        words = {
-            Outcome.RELEASED: f"RELEASED {self.secret} to",
-            Outcome.REFUSED: "REFUSED",
-            Outcome.DROPPED: "no exchange with",
-        }
-        time = self.time.strftime("%Y-%m-%dT%H:%M:%SZ")
-        parts = [time, words[self.outcome], f"{self.peer}:", self.reason]
-        if self.identity:
-            parts.append(f"[{self.identity}, TCB {self.tcb_status}]")
-        if self.simulated:
-            parts.append("SIMULATED")
-        return printable(" ".join(parts))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the decision for JSON."""
-        shown = dataclasses.asdict(self)
-        return shown | {"time": self.time.isoformat(), "outcome": self.outcome.value}
-
-
-@dataclasses.dataclass(frozen=True)
-class ClientJudgement:
-    """The verdict on a client's certificate: the secret that it may have, or none."""
-
-    secret: Secret | None
-    verdict: Verdict
-
-    @property
-    def accepted(self) -> bool:
-        """Whether there is a secret for this client."""
-        return self.secret is not None and self.verdict.accepted
-
-    @property
-    def reason(self) -> str:
-        """Why, in one line."""
-        if self.accepted:
-            return "every check passed"
-        return self.verdict.failures[0].as_error().message
-
-
-@dataclasses.dataclass(frozen=True)
-class ClientJudge:
-    """Judges certificates against the policies of several secrets; the first that fits counts."""
-
-    secrets: tuple[Secret, ...]
-    authenticator: Authenticator
-
-    def __call__(self, certificate: bytes) -> ClientJudgement:
-        """Judge a certificate in DER."""
-        authentication = authenticate_certificate(certificate, self.authenticator)
-        refusal: Verdict | None = None
-        for secret in self.secrets:
-            verdict = authentication.judge(secret.policy)
-            if verdict.accepted:
-                return ClientJudgement(secret, verdict)
-            refusal = refusal or verdict
-        if refusal is None:
-            raise PolicyError("the key server has no secret")
-        return ClientJudgement(None, refusal)
 
 
 class KeyServer:
@@ -162,8 +41,7 @@ class KeyServer:
         key: PEM file of its private key.
         record: called with every decision, before a secret leaves; if it raises, none leaves.
         clock: gives the present time (aware).
-        max_clients: clients served at once; more wait in the system's queue.
-        client_timeout: seconds that each client has.
+        limits: what clients may take.
     """
 
     def __init__(
@@ -174,14 +52,14 @@ class KeyServer:
         key: Path,
         record: Callable[[Decision], None],
         clock: Callable[[], datetime.datetime],
-        max_clients: int = MAX_CLIENTS,
-        client_timeout: float = CLIENT_TIMEOUT,
+        limits: Limits | None = None,
     ) -> None:
         self._tls = RaTlsServer.from_files(certificate, key, judge)
         self._record = record
         self._clock = clock
-        self._client_timeout = client_timeout
-        self._slots = threading.BoundedSemaphore(max_clients)
+        self._limits = limits or Limits()
+        self._rates = RateLimiter(self._limits.rate, self._limits.burst)
+        self._slots = threading.BoundedSemaphore(self._limits.max_clients)
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -189,6 +67,16 @@ class KeyServer:
         self._listeners: list[socket.socket] = []
         self._releases = 0
         self._wanted_releases: int | None = None
+
+    @property
+    def releases(self) -> int:
+        """How many secrets were sent in full."""
+        return self._releases
+
+    @property
+    def active_clients(self) -> int:
+        """How many clients are being served."""
+        return len(self._threads)
 
     def listen(self, host: str, port: int) -> tuple[str, int]:
         """Open the port; 0 takes a free one.
@@ -247,6 +135,10 @@ class KeyServer:
             if error.errno in _OUT_OF_RESOURCES:
                 self._stopping.wait(0.1)
             return
+        if not self._rates.allows(str(address[0]), time.monotonic()):
+            connected.close()
+            self._slots.release()
+            return
         thread = threading.Thread(target=self._client, args=(connected, address), daemon=True)
         with self._lock:
             self._threads.add(thread)
@@ -256,13 +148,14 @@ class KeyServer:
         with self._lock:
             running = list(self._threads)
         for thread in running:
-            thread.join(self._client_timeout + 1)
+            thread.join(self._limits.client_timeout + 1)
 
     def _client(self, connected: socket.socket, address: tuple[object, ...]) -> None:
         peer = f"{address[0]}:{address[1]}"
         channel: Channel[ClientJudgement] | None = None
         try:
-            channel = self._tls.channel(connected, Deadline(self._client_timeout))
+            _wait_for_a_byte(connected, self._limits.hello_timeout)
+            channel = self._tls.channel(connected, Deadline(self._limits.client_timeout))
             self._serve(channel, peer)
         except (CloisterError, SSL.Error, OSError, EOFError) as error:
             self._record_failure(peer, channel, error)
@@ -284,11 +177,6 @@ class KeyServer:
         channel.write(protocol.encode_head(len(secret.value)))
         channel.write(secret.value)
         self._count_release()
-
-    @property
-    def releases(self) -> int:
-        """How many secrets were sent in full."""
-        return self._releases
 
     def _count_release(self) -> None:
         with self._lock:
@@ -317,10 +205,18 @@ class KeyServer:
             outcome=outcome,
             secret=released.name if released else None,
             reason=judgement.reason,
+            check=judgement.failed_check,
             identity=evidence.identity if evidence else None,
             tcb_status=evidence.tcb_status if evidence else None,
             simulated=judgement.verdict.simulated,
         )
+
+
+def _wait_for_a_byte(connected: socket.socket, seconds: float) -> None:
+    poll = select.poll()
+    poll.register(connected, select.POLLIN)
+    if not poll.poll(seconds * 1000):
+        raise TimeoutError(f"not one byte within {seconds:g} seconds")
 
 
 def _reason(error: Exception) -> str:
@@ -333,18 +229,3 @@ def _reason(error: Exception) -> str:
         words = [str(item[2]) for item in details if len(item) > 2]
         return f"TLS failed ({', '.join(words) or 'unknown cause'})"
     return str(error) or type(error).__name__
-
-
-def secrets_named(secrets: Sequence[Secret]) -> tuple[Secret, ...]:
-    """Return the secrets as a tuple after checking that each name is there once.
-
-    Raises:
-        InputError: a name is there twice, or there is none at all.
-    """
-    names = [secret.name for secret in secrets]
-    if not names:
-        raise InputError("a key server needs at least one secret")
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"secret {name}: named twice")
-    return tuple(secrets)
