@@ -68,6 +68,8 @@ def start(app: App) -> Iterator[Callable[..., int]]:
         for name, path in sources.items():
             app.mount(f"/site/{name}", f"file:{path}")
             app.trusted.append(f"file:{path}/" if path.is_dir() else f"file:{path}")
+        modules = [so for path in sources.values() for so in _shared_objects(path)]
+        called = ", ".join(f"'{module}'" for module in modules)
         app.mount("/tmp", kind="tmpfs")
         app.settings["sgx.remote_attestation"] = '"dcap"'
         app.settings["loader.env.PYTHONPATH"] = '"/site"'
@@ -76,10 +78,12 @@ def start(app: App) -> Iterator[Callable[..., int]]:
         app.settings["loader.argv"] = json.dumps([PYTHON, *arguments])
         app.build(
             app.text(
-                prologue=f"{{% set python = python_environment('{PYTHON}') %}}",
-                mounts="{% for d in python.directories %}"
+                prologue=f"{{% set python = python_environment('{PYTHON}') %}}"
+                f"{{% set libraries = ldd({called}) %}}",
+                mounts="{% for d in (python.directories | list) + (libraries | list) %}"
                 '{ path = "{{ d }}", uri = "file:{{ d }}" }, {% endfor %}',
-                trusted='{% for f in python.trusted_files %}"{{ f }}", {% endfor %}',
+                trusted='{% for f in python.trusted_files %}"{{ f }}", {% endfor %}'
+                '{% for f in libraries %}"file:{{ f }}", {% endfor %}',
             )
         )
         process = subprocess.Popen(
@@ -99,6 +103,13 @@ def start(app: App) -> Iterator[Callable[..., int]]:
         process.wait(20)
         if process.stdout is not None:
             process.stdout.close()
+
+
+def _shared_objects(path: Path) -> list[Path]:
+    """Extension modules: what they need of the system is not what the bare interpreter needs."""
+    if path.is_dir():
+        return sorted(path.rglob("*.so"))
+    return [path] if path.suffix == ".so" else []
 
 
 @pytest.mark.parametrize(
