@@ -102,6 +102,20 @@ def test_against_gramines_signed_files(capsys: pytest.CaptureFixture[str]) -> No
     assert run(["measure", *arguments]) == 0
 
 
+def test_big_files_in_both_formats(capsys: pytest.CaptureFixture[str]) -> None:
+    """An index knows big files by their chunks, Gramine's manifest as a whole."""
+    Path("dir/big").write_bytes(bytes(100_000))
+    key = ["--key", str(SIGNING / "key.pem")]
+    assert run(["build", "app.manifest.template", *LIBPAL, *key]) == 0
+    assert measured(capsys, *LIBPAL) == (0, [])
+    assert run(["build", "app.manifest.template", *LIBPAL, *key, "--format", "gramine"]) == 0
+    assert measured(capsys, *LIBPAL, "--format", "gramine") == (0, [])
+    assert all(item[0] == "manifest" for item in measured(capsys, *LIBPAL)[1])
+    Path("dir/big").write_bytes(bytes(100_001))
+    assert ["file", "dir/big: changed"] in measured(capsys, *LIBPAL)[1]
+    assert ["file", "dir/big: changed"] in measured(capsys, *LIBPAL, "--format", "gramine")[1]
+
+
 def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["measure", "none.manifest"]) == 2
     assert run(["measure", "app.manifest", "-D", "a=b"]) == 2

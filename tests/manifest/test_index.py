@@ -34,8 +34,11 @@ def entry(size: int, seed: int = 0) -> TrustedEntry:
 
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
 ONLY_HASHES = st.builds(TrustedEntry, st.just(UNKNOWN_SIZE), st.just(sha256(b"x")), st.just(b""))
+WITHOUT_WHOLE = st.builds(
+    lambda size: entry(size)._replace(sha256=b""), st.integers(1, 5 * CHUNK_SIZE)
+)
 WITH_CHUNKS = st.builds(entry, st.integers(0, 5 * CHUNK_SIZE), st.integers(0, 255))
-ENTRIES = st.dictionaries(NAMES, st.one_of(WITH_CHUNKS, ONLY_HASHES), max_size=20)
+ENTRIES = st.dictionaries(NAMES, st.one_of(WITH_CHUNKS, ONLY_HASHES, WITHOUT_WHOLE), max_size=20)
 
 
 @given(ENTRIES)
@@ -98,7 +101,13 @@ def test_without_index_only_whole_hashes_are_known() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [TrustedEntry(1, bytes(32), b""), TrustedEntry(UNKNOWN_SIZE, bytes(32), bytes(32))]
+    "bad",
+    [
+        TrustedEntry(1, bytes(32), b""),
+        TrustedEntry(UNKNOWN_SIZE, bytes(32), bytes(32)),
+        TrustedEntry(UNKNOWN_SIZE, b"", b""),
+        TrustedEntry(0, b"", b""),
+    ],
 )
 def test_digests_must_fit(bad: TrustedEntry) -> None:
     with pytest.raises(ValueError, match="cannot be put"):

@@ -110,9 +110,11 @@ def test_what_cannot_be_trusted(base: Path, listed: list[str | TrustedFile], exp
 # --- hashing -------------------------------------------------------------------------------------
 
 
-def digested(found: dict[str, Candidate], cache: HashCache | None = None, day: int = 0) -> Digests:
+def digested(
+    found: dict[str, Candidate], cache: HashCache | None = None, day: int = 0, whole: bool = True
+) -> Digests:
     seen = look(found, problem)
-    return digest(found, seen, cache or HashCache(None), problem, today=day)
+    return digest(found, seen, cache or HashCache(None), problem, whole=whole, today=day)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,9 @@ def digested(found: dict[str, Candidate], cache: HashCache | None = None, day: i
 def test_digests(tmp_path: Path, size: int) -> None:
     content = hashlib.shake_256(b"content").digest(size)
     (tmp_path / "file").write_bytes(content)
-    _, entry = hash_file(str(tmp_path / "file"))
+    _, entry = hash_file(str(tmp_path / "file"), whole=True)
+    _, by_chunk = hash_file(str(tmp_path / "file"), whole=False)
+    assert by_chunk == (entry if size <= CHUNK_SIZE else entry._replace(sha256=b""))
     assert entry.size == size
     assert entry.sha256 == hashlib.sha256(content).digest()
     pieces = [content[at : at + CHUNK_SIZE] for at in range(0, size, CHUNK_SIZE)]
@@ -135,7 +139,7 @@ def test_many_files_in_parallel_keep_their_order(tmp_path: Path) -> None:
         (tmp_path / f"{number}").write_bytes(content)
         files.append((str(tmp_path / f"{number}"), len(content)))
     done: list[int] = []
-    results = hash_files(files, progress=done.append)
+    results = hash_files(files, whole=True, progress=done.append)
     for (name, _), result in zip(files, results, strict=True):
         assert not isinstance(result, OSError)
         assert result[1].sha256 == hashlib.sha256(Path(name).read_bytes()).digest()
@@ -156,13 +160,13 @@ def test_a_file_that_changes_meanwhile_is_refused(
 
     monkeypatch.setattr(hashing, "_fill", growing)
     with pytest.raises(InputError, match="changed while it was hashed"):
-        hash_file(str(path))
+        hash_file(str(path), whole=True)
 
 
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="not a regular file"):
-        hash_file(str(tmp_path / "pipe"))
+        hash_file(str(tmp_path / "pipe"), whole=True)
 
 
 def test_what_may_not_be_read(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +200,7 @@ def disk(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         shutil.copytree(base, beside, dirs_exist_ok=True)
         settle(base, Path(beside))
         for directory in (base, Path(beside)):
-            if hash_file(str(directory / "b"))[0] is not None:
+            if hash_file(str(directory / "b"), whole=True)[0] is not None:
                 yield directory
                 return
         pytest.skip("neither temporary files nor this directory are on a disk that keeps ctime")
@@ -219,6 +223,18 @@ def test_unchanged_files_are_not_hashed_again(disk: Path, cache_file: Path) -> N
     assert (first.hashed, second.hashed) == (5, 0)
     assert first.entries == second.entries
     assert cache_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_digests_of_whole_files_are_made_when_they_are_needed(disk: Path, cache_file: Path) -> None:
+    (disk / "b").write_bytes(bytes(CHUNK_SIZE + 1))
+    settle(disk / "b")
+    found = expanded(disk, "file:./")
+    first = digested(found, HashCache(cache_file), whole=False)
+    assert first.entries["b"].sha256 == b""
+    second = digested(found, HashCache(cache_file), whole=True)
+    assert second.hashed == 1
+    assert second.entries["b"].sha256 == hashlib.sha256(bytes(CHUNK_SIZE + 1)).digest()
+    assert digested(found, HashCache(cache_file), whole=False).entries == second.entries
 
 
 def test_a_young_file_is_hashed_every_time(disk: Path, cache_file: Path) -> None:
@@ -294,7 +310,7 @@ def test_a_damaged_cache_is_an_empty_one(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("cache") / "hashes"
-    entry = TrustedEntry(1, bytes(32), bytes(32))
+    entry = TrustedEntry(1, b"a" * 32, b"b" * 32)
     stamp = bytes(hashing.STAMP_SIZE)
     HashCache(path).store({"/a": (stamp, entry), "/b": (stamp, entry)}, [], 0)
     assert HashCache(path).get("/a", stamp) == entry
@@ -349,7 +365,7 @@ def test_a_file_that_changes_after_it_was_seen_is_not_settled(disk: Path) -> Non
     found = expanded(disk, "file:b")
     seen = look(found, problem)
     settle(disk / "b")
-    assert not digest(found, seen, HashCache(None), problem, today=0).settled
+    assert not digest(found, seen, HashCache(None), problem, whole=True, today=0).settled
 
 
 def test_indexes_are_kept_by_state(tmp_path: Path) -> None:

@@ -59,12 +59,13 @@ def measure(
     from cloister.manifest.compare import differences
     from cloister.manifest.signed import load_signed
 
-    settings = signing.settings(libpal, form, use_cache=not no_cache)
+    old = None if against is None else load_signed(against)
+    # What Gramine's signer wrote has digests of whole files only.
+    whole = old is not None and old.manifest.cloister.trusted_index is None
+    settings = signing.settings(libpal, form, use_cache=not no_cache, whole=whole)
     prepared = prepare(file, defines, settings)
     measured = prepared.measurement.mrenclave.hex()
-    found = None
-    if against is not None:
-        found = differences(prepared, load_signed(against), settings.libpal)
+    found = None if old is None else differences(prepared, old, settings.libpal)
     if as_json:
         listed = None if found is None else [dataclasses.asdict(item) for item in found]
         click.echo(json.dumps({"mrenclave": measured, "differences": listed}))

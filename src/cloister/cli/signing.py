@@ -75,7 +75,7 @@ def choose_date(text: str) -> str:
     return datetime.datetime.now().date().isoformat() if text == "today" else text
 
 
-def settings(libpal: Path | None, form: str, *, use_cache: bool) -> Settings:
+def settings(libpal: Path | None, form: str, *, use_cache: bool, whole: bool = False) -> Settings:
     """Return how a manifest is prepared, as the options say."""
     from cloister.manifest.prepare import Format, Settings
 
@@ -83,6 +83,7 @@ def settings(libpal: Path | None, form: str, *, use_cache: bool) -> Settings:
         libpal=choose_libpal(libpal),
         now=datetime.datetime.now(datetime.timezone.utc),
         format=Format(form),
+        whole=whole,
         use_cache=use_cache,
         show=hashing,
     )

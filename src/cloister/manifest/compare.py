@@ -8,6 +8,7 @@ from typing import Any
 
 import tomli
 
+from cloister.manifest.index import UNKNOWN_SIZE, TrustedEntry
 from cloister.manifest.locate import KeyPath
 from cloister.manifest.parse import dotted
 from cloister.manifest.prepare import Prepared, measure_manifest
@@ -82,11 +83,25 @@ def _flat(value: Any, at: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
 
 def _files(new: Prepared, old: SignedEnclave) -> Iterator[Difference]:
     before, after = dict(old.trusted.entries()), dict(new.trusted().entries())
+    unknown = 0
     for path in sorted(before.keys() | after.keys()):
         was, now = before.get(path), after.get(path)
-        if was is None:
-            yield Difference("file", path, f"{path}: new")
-        elif now is None:
-            yield Difference("file", path, f"{path}: gone")
-        elif was.sha256 != now.sha256:
+        if was is None or now is None:
+            yield Difference("file", path, f"{path}: {'new' if was is None else 'gone'}")
+            continue
+        same = _same(was, now)
+        if same is None:
+            unknown += 1
+        elif not same:
             yield Difference("file", path, f"{path}: changed")
+    if unknown:
+        yield Difference("file", "", f"{unknown} files are known by digests of different kinds")
+
+
+def _same(was: TrustedEntry, now: TrustedEntry) -> bool | None:
+    """Tell whether two files have the same content; None if their digests cannot tell."""
+    if was.sha256 and now.sha256:
+        return was.sha256 == now.sha256
+    if UNKNOWN_SIZE in (was.size, now.size):
+        return None
+    return (was.size, was.chunks) == (now.size, now.chunks)

@@ -77,6 +77,7 @@ def digest(
     cache: HashCache,
     problem: Problem,
     *,
+    whole: bool,
     today: int,
     show: ShowProgress = unseen,
 ) -> Digests:
@@ -87,6 +88,7 @@ def digest(
         seen: what :func:`look` found.
         cache: digests of earlier builds.
         problem: makes the errors.
+        whole: whether digests of whole files are needed, besides those of their chunks.
         today: days since 1970, for the cache.
         show: shows how far the hashing is.
 
@@ -101,12 +103,12 @@ def digest(
         elif candidate.host in seen:
             size, stamp = seen[candidate.host]
             known = cache.get(candidate.host, stamp)
-            if known is None:
+            if known is None or (whole and not known.sha256):
                 missing.append((path, size))
             else:
                 entries[path] = known
     with show(sum(size for _, size in missing)) as progress:
-        hashed = _hash(missing, candidates, problem, progress)
+        hashed = _hash(missing, candidates, problem, progress, whole=whole)
     entries.update((path, entry) for path, (_, entry) in hashed.items())
     new = {
         candidates[path].host: (stamp, entry)
@@ -124,10 +126,13 @@ def _hash(
     candidates: Mapping[str, Candidate],
     problem: Problem,
     progress: Progress,
+    *,
+    whole: bool,
 ) -> dict[str, tuple[bytes | None, TrustedEntry]]:
     files = [(candidates[path].host, size) for path, size in missing]
     hashed = {}
-    for (path, _), result in zip(missing, hash_files(files, progress=progress), strict=True):
+    results = hash_files(files, whole=whole, progress=progress)
+    for (path, _), result in zip(missing, results, strict=True):
         if not isinstance(result, OSError):
             hashed[path] = result
         elif candidates[path].named or not isinstance(result, PermissionError):

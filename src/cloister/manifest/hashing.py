@@ -1,4 +1,4 @@
-"""Hashing trusted files: by chunk and as a whole, on all processors, from a cache where it is safe.
+"""Hashing trusted files: by chunk or also as a whole, on all processors.
 
 A file's *stamp* says whether it is still the file that was hashed. Its change time (ctime) cannot
 be set by programs, but has three holes, which are closed here: a change within the same tick of the
@@ -65,12 +65,13 @@ def stamp_of(status: os.stat_result) -> bytes:
 
 
 def hash_files(
-    files: Sequence[tuple[str, int]], *, progress: Progress = lambda done: None
+    files: Sequence[tuple[str, int]], *, whole: bool, progress: Progress = lambda done: None
 ) -> list[Result]:
     """Hash files on all processors.
 
     Args:
         files: name and size in bytes; the size only serves to spread the work.
+        whole: whether to hash whole files too. Every byte is hashed once more then.
         progress: told how many more bytes are done.
 
     Returns:
@@ -78,19 +79,20 @@ def hash_files(
     """
     results: dict[int, Result] = {}
     batches = list(_batches(files))
-    for numbers, outcome in zip(batches, _outcomes(files, batches), strict=True):
+    for numbers, outcome in zip(batches, _outcomes(files, batches, whole=whole), strict=True):
         results.update(zip(numbers, outcome, strict=True))
         progress(sum(files[number][1] for number in numbers))
     return [results[number] for number in range(len(files))]
 
 
 def _outcomes(
-    files: Sequence[tuple[str, int]], batches: Sequence[Sequence[int]]
+    files: Sequence[tuple[str, int]], batches: Sequence[Sequence[int]], *, whole: bool
 ) -> Iterator[list[Result]]:
     names = [[files[number][0] for number in batch] for batch in batches]
+    hash_batch = functools.partial(_hash_batch, whole=whole)
     workers = min(len(batches), os.cpu_count() or 1)
     if workers < 2 or sum(size for _, size in files) < _SMALL_JOB_BYTES:
-        yield from map(_hash_batch, names)
+        yield from map(hash_batch, names)
         return
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
@@ -98,7 +100,7 @@ def _outcomes(
     # Where it is safe, fork: nothing has to be imported again.
     context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(_hash_batch, names)
+        yield from pool.map(hash_batch, names)
 
 
 def _batches(files: Sequence[tuple[str, int]]) -> Iterator[list[int]]:
@@ -115,24 +117,27 @@ def _batches(files: Sequence[tuple[str, int]]) -> Iterator[list[int]]:
         yield batch
 
 
-def _hash_batch(names: Sequence[str]) -> list[Result]:
+def _hash_batch(names: Sequence[str], *, whole: bool) -> list[Result]:
     buffer = bytearray(_BUFFER_SIZE)
-    return [_hash_or_error(name, buffer) for name in names]
+    return [_hash_or_error(name, buffer, whole=whole) for name in names]
 
 
-def _hash_or_error(name: str, buffer: bytearray) -> Result:
+def _hash_or_error(name: str, buffer: bytearray, *, whole: bool) -> Result:
     try:
-        return hash_file(name, buffer)
+        return hash_file(name, buffer, whole=whole)
     except OSError as error:
         return error
 
 
-def hash_file(name: str, buffer: bytearray | None = None) -> tuple[bytes | None, TrustedEntry]:
+def hash_file(
+    name: str, buffer: bytearray | None = None, *, whole: bool
+) -> tuple[bytes | None, TrustedEntry]:
     """Hash one file.
 
     Args:
         name: the file; symbolic links are followed.
         buffer: memory to read into, a multiple of the chunk size.
+        whole: whether to hash the whole file too, if it has more than one chunk.
 
     Returns:
         Its stamp, None if the cache must not keep the digests, and the digests.
@@ -148,7 +153,7 @@ def hash_file(name: str, buffer: bytearray | None = None) -> tuple[bytes | None,
             raise InputError(f"{name}: not a regular file")
         clean_since = _write_back(descriptor, before.st_dev)
         buffer = buffer if buffer is not None else bytearray(_BUFFER_SIZE)
-        entry = _digest(descriptor, before.st_size, memoryview(buffer))
+        entry = _digest(descriptor, before.st_size, memoryview(buffer), whole=whole)
         after = os.fstat(descriptor)
     finally:
         os.close(descriptor)
@@ -161,7 +166,7 @@ def hash_file(name: str, buffer: bytearray | None = None) -> tuple[bytes | None,
     return stamp if settled else None, entry
 
 
-def _digest(descriptor: int, size: int, buffer: memoryview) -> TrustedEntry | None:
+def _digest(descriptor: int, size: int, buffer: memoryview, *, whole: bool) -> TrustedEntry | None:
     """Digest exactly ``size`` bytes; None if the file is shorter."""
     if size <= CHUNK_SIZE:
         # One chunk is the whole file, so it need not be hashed twice.
@@ -170,16 +175,17 @@ def _digest(descriptor: int, size: int, buffer: memoryview) -> TrustedEntry | No
             return None
         digest = hashlib.sha256(piece).digest()
         return TrustedEntry(size, digest, digest if size else b"")
-    whole = hashlib.sha256()
+    all_of_it = hashlib.sha256()
     chunks: list[bytes] = []
     for length in _lengths(size, len(buffer)):
         piece = buffer[:length]
         if not _fill(descriptor, piece):
             return None
-        whole.update(piece)
+        if whole:
+            all_of_it.update(piece)
         parts = (piece[at : at + CHUNK_SIZE] for at in range(0, length, CHUNK_SIZE))
         chunks += (hashlib.sha256(part).digest() for part in parts)
-    return TrustedEntry(size, whole.digest(), b"".join(chunks))
+    return TrustedEntry(size, all_of_it.digest() if whole else b"", b"".join(chunks))
 
 
 def _lengths(size: int, most: int) -> Iterator[int]:

@@ -7,8 +7,9 @@ hash and one split. Layout, all numbers little endian:
 ====================  =================================================================
 header                ``CLOINDEX``, u32 version 1, u32 chunk size 65536, u32 number of
                       files, u32 size of the names in bytes, u64 number of chunk digests
-records               a file: u64 size, 32 bytes SHA-256, u64 number of its first chunk;
-                      all ones as size: only the SHA-256 is known, there are no chunks
+records               a file: u64 size, 32 bytes SHA-256, u64 number of its first chunk.
+                      All ones as size: only the SHA-256 is known, there are no chunks. All
+                      zeros as SHA-256: only the chunks are known
 names                 UTF-8, in the order of the records, each but the last followed by NUL
 chunk digests         32 bytes SHA-256 each; the last chunk of a file may be short
 ====================  =================================================================
@@ -37,6 +38,7 @@ _HEADER = struct.Struct("<8sIIIIQ")
 _RECORD = struct.Struct("<Q32sQ")
 _ENCODING = ("utf-8", "surrogateescape")
 _ONLY_HASH = 0xFFFF_FFFF_FFFF_FFFF
+_NO_DIGEST = bytes(DIGEST_SIZE)
 
 
 class TrustedEntry(NamedTuple):
@@ -44,7 +46,7 @@ class TrustedEntry(NamedTuple):
 
     Attributes:
         size: in bytes; :data:`UNKNOWN_SIZE` where only the hash of the whole file is known.
-        sha256: of the whole file, 32 bytes.
+        sha256: of the whole file, 32 bytes; empty where only those of its chunks are known.
         chunks: SHA-256 of each :data:`CHUNK_SIZE` bytes, 32 bytes each, one after the other; empty
             for an empty file and where only the hash of the whole file is known.
     """
@@ -76,7 +78,8 @@ def write_index(entries: Mapping[str, TrustedEntry]) -> bytes:
         size, sha256, chunks = entries[name]
         only_hash = size == UNKNOWN_SIZE
         expected = 0 if only_hash else chunk_count(size) * DIGEST_SIZE
-        if "\0" in name or len(chunks) != expected:
+        nothing_known = not sha256 and not chunks
+        if "\0" in name or len(chunks) != expected or nothing_known:
             raise ValueError(f"{name!r}: cannot be put into an index")
         first = len(digests) // DIGEST_SIZE
         records += _RECORD.pack(_ONLY_HASH if only_hash else size, sha256, first)
@@ -149,7 +152,8 @@ class TrustedIndex:
         end = start + chunk_count(size) * DIGEST_SIZE
         if end > len(self._digests):
             raise TrustedIndexError(f"index of trusted files: the chunks of {path} lie outside it")
-        return TrustedEntry(size, sha256, self._digests[start:end])
+        known = sha256 if sha256 != _NO_DIGEST else b""
+        return TrustedEntry(size, known, self._digests[start:end])
 
     def number(self, path: str) -> int | None:
         """Return the place of ``path`` in the order of the names, from 0, or None."""

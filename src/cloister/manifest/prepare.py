@@ -42,6 +42,7 @@ class Settings:
         libpal: the runtime image: an ELF file.
         now: the time, for the cache of hashes.
         format: dialect of the signed manifest.
+        whole: hash whole files besides their chunks even where the format does not need it.
         use_cache: whether hashes of unchanged files may come from the cache.
         show: shows how far the hashing is.
     """
@@ -49,6 +50,7 @@ class Settings:
     libpal: bytes
     now: datetime.datetime
     format: Format = Format.CLOISTER
+    whole: bool = False
     use_cache: bool = True
     show: ShowProgress = unseen
 
@@ -193,7 +195,9 @@ class _Trusted:
 
     def index(self) -> bytes:
         """Return the index of the files, as it was last time if nothing changed since."""
-        memo = IndexMemo(None if self._caches is None else self._caches / "indexes")
+        memo = IndexMemo(
+            None if self._caches is None or self._settings.whole else self._caches / "indexes"
+        )
         state = state_of(self._candidates, self._seen)
         index = memo.get(state)
         if index is None:
@@ -218,6 +222,7 @@ class _Trusted:
             self._seen,
             HashCache(None if self._caches is None else self._caches / "hashes"),
             self._problem,
+            whole=self._settings.whole or self._settings.format is Format.GRAMINE,
             today=int(self._settings.now.timestamp() // 86400),
             show=self._settings.show,
         )
