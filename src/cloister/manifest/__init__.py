@@ -1,9 +1,8 @@
 """Manifests: from text to a validated model, and from a template to a signed enclave.
 
-- ``template``: Jinja rendering with the globals of Graphene and Gramine
-- ``model``: the validated model, in the shape of Gramine's dialect
-- ``dialect``: Graphene's keys turned into Gramine's
-- ``trusted``: expansion and hashing of trusted files
-- ``index``: digests of trusted files by chunk, beside the signed manifest
-- ``build``: from a template to a signed enclave, and loading one
+Text to model: ``template`` (Jinja), ``parse`` (errors with file, line and key), ``dialect``
+(Graphene's keys), ``model``. What is trusted: ``python_environment``, ``libraries``, ``tree``,
+``trusted`` (expansion), ``hashing``, ``cache``, ``digests``, ``index``. Signing: ``prepare``,
+``gramine_format``, ``build``, ``sign``, ``signing_key``, ``signed`` (loading the result). For
+people: ``check``, ``explain``, ``effects``, ``convert``, ``compare``, ``describe``, ``propose``.
 """
