@@ -60,14 +60,20 @@ class Server:
         filesystem: what answers.
         on_crash: told of an exception that is not an :class:`OSError`; the program sees ``EIO``
             and serving goes on, because one bad request must not take all files away.
+        on_request: called for each request, before it is answered.
     """
 
     def __init__(
-        self, descriptor: int, filesystem: Filesystem, on_crash: Callable[[str, Exception], None]
+        self,
+        descriptor: int,
+        filesystem: Filesystem,
+        on_crash: Callable[[str, Exception], None],
+        on_request: Callable[[], None] = lambda: None,
     ) -> None:
         self._descriptor = descriptor
         self._filesystem = filesystem
         self._on_crash = on_crash
+        self._on_request = on_request
         self._buffer = bytearray(MAX_WRITE + 4096)
         self._view = memoryview(self._buffer)
         self._answers: dict[int, Callable[[_Request], Answer]] = {
@@ -129,6 +135,7 @@ class Server:
             if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):  # request was withdrawn
                 return True
             raise
+        self._on_request()
         size, opcode, unique, node, uid, gid, pid, _, _ = p.IN_HEADER.unpack_from(self._buffer)
         if size != length:
             raise OSError(errno.EPROTO, f"/dev/fuse: a request of {length} bytes says {size}")

@@ -6,6 +6,7 @@
 - ``tree``: the mount tree of a manifest, built from those kinds; ``keyring``: its wrap keys
 - ``view``: the tree as a FUSE file system
 - ``environment``: arguments and environment (pure)
-- ``linux``, ``seccomp``, ``sandbox``: system calls, their filter, the application's processes
+- ``linux``, ``seccomp``, ``forks``, ``sandbox``: system calls, their filter, the application's
+  processes; ``alertness``: processors kept awake while it waits
 - ``load``, ``launch``: from an application's name to its exit code; ``journal``: what is reported
 """

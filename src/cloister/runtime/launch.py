@@ -23,6 +23,7 @@ from cloister.manifest.index import TrustedIndex
 from cloister.manifest.model import Manifest, Mount, RootMount
 from cloister.manifest.uris import file_path
 from cloister.platforms.base import Enclave, SealingPolicy
+from cloister.runtime.alertness import Alertness
 from cloister.runtime.attestation import SEALING_KEYS, attestation_directory
 from cloister.runtime.environment import arguments, declared, environment
 from cloister.runtime.journal import Journal
@@ -75,12 +76,15 @@ def run(program: Program, start_enclave: StartEnclave | None, journal: Journal) 
         CloisterError: the run did not come to the program's start.
     """
     loader = program.manifest.loader
-    with contextlib.closing(Sandbox(loader.uid, loader.gid)) as sandbox:
+    with (
+        contextlib.closing(Alertness()) as alertness,
+        contextlib.closing(Sandbox(loader.uid, loader.gid)) as sandbox,
+    ):
         harden_this_process()
         enclave = None if start_enclave is None else start_enclave()
         keys = _keyring(program.manifest, enclave)
         try:
-            return _Run(program, enclave, keys, journal).through(sandbox)
+            return _Run(program, enclave, keys, journal).through(sandbox, alertness)
         finally:
             keys.wipe()
             if enclave is not None:
@@ -114,7 +118,7 @@ class _Run:
         )
         self._tree = build_tree(self._manifest, self._scene, keys, program.base, attestation)
 
-    def through(self, sandbox: Sandbox) -> int:
+    def through(self, sandbox: Sandbox, alertness: Alertness) -> int:
         """Get the key, start the program, serve its files, return its exit code."""
         host = self._program.host_environment
         secrets = self._provision(declared(self._manifest, host))
@@ -134,7 +138,8 @@ class _Run:
         gc.freeze()
         with _without_interrupts(), _forwarded_signals(sandbox):
             sandbox.start(plan)
-            Server(sandbox.fuse, View(self._tree.root), self._crashed).serve()
+            view = View(self._tree.root)
+            Server(sandbox.fuse, view, self._crashed, on_request=alertness.beat).serve()
             return sandbox.result()
 
     def _provision(self, settings: dict[str, str]) -> dict[str, str]:

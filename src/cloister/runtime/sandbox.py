@@ -18,13 +18,13 @@ import socket
 import stat
 import struct
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import NoReturn
 
 from cloister.errors import ProgramStartError, SandboxError
 from cloister.runtime import linux
+from cloister.runtime.forks import FOR_THE_PROGRAM, fork_into, never_returning
 from cloister.runtime.seccomp import filter_program
 from cloister.runtime.tree import KernelMount
 
@@ -33,7 +33,6 @@ _HOSTNAME = "localhost"
 _CREDENTIALS = struct.Struct("=iII")  # pid uid gid
 _STATUS = struct.Struct("=cI")  # kind, value
 _EXITED, _NOT_STARTED = b"x", b"e"
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
 _LENGTH = struct.Struct("=I")
 _MACHINE_WIDE = ("sys", "sysrq-trigger", "irq", "bus", "fs")
 _LAST_STANDARD_STREAM = 2
@@ -76,16 +75,7 @@ class Sandbox:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._program: int | None = None
-        # A signal between fork and the child's first line would run our own code twice.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
-        helper = os.fork()
-        if helper == 0:
-            with _never_returning():
-                for number in _IGNORED:
-                    signal.signal(number, signal.SIG_IGN)
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-                _enter_namespaces(self._control, theirs, uid, gid)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        helper = fork_into(lambda: _enter_namespaces(self._control, theirs, uid, gid))
         theirs.close()
         try:
             self.fuse = self._receive_fuse()
@@ -184,15 +174,6 @@ def _unfit(message: str) -> SandboxError:
 # From here on: code of the forked processes. Nothing may be imported after the root has changed.
 
 
-@contextmanager
-def _never_returning() -> Iterator[None]:
-    """End a forked process whatever happens: our caller's code belongs to the first one."""
-    try:
-        yield
-    finally:
-        os._exit(127)
-
-
 def _enter_namespaces(
     parents: socket.socket, control: socket.socket, uid: int, gid: int
 ) -> NoReturn:
@@ -220,7 +201,7 @@ def _enter_namespaces(
         linux.mount("cloister", _STAGING, "fuse.cloister", flags, options)
         init = os.fork()
         if init == 0:
-            with _never_returning():
+            with never_returning():
                 os.close(fuse)
                 _run_as_process_one(control)
         socket.send_fds(control, [b"fuse"], [fuse])
@@ -255,7 +236,7 @@ def _run_as_process_one(control: socket.socket) -> NoReturn:
         linux.pivot_root_here()
         program = os.fork()
         if program == 0:
-            with _never_returning():
+            with never_returning():
                 _become_program(control, plan)
         code = _reap_until(program)
     except OSError as error:
@@ -341,7 +322,7 @@ def _become_program(control: socket.socket, plan: Plan) -> NoReturn:
     """Process 2: without privileges, become the program."""
     try:
         control.sendall(b"!")  # its credentials tell the runtime this process's number
-        for number in (*_IGNORED, signal.SIGPIPE, signal.SIGXFSZ):
+        for number in (*FOR_THE_PROGRAM, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         _keep_only_standard_streams()
         _forbid_core_dumps()
