@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,16 @@ def test_a_killed_process_leaves_nothing_or_what_leftovers_finds(
     assert path.read_bytes() == b"old"
     assert len(files.leftovers(path)) == (either_way == "named")
     assert len(list(tmp_path.iterdir())) == 2 + (either_way == "named")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_replaced_by_one(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    """As root, an output named /dev/null must not become a file."""
+    path = tmp_path / "special"
+    make(path)
+    before = path.stat().st_mode
+    with pytest.raises(InputError, match="no regular file"):
+        files.write_atomically(path, b"x")
+    assert path.stat().st_mode == before

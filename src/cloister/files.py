@@ -27,11 +27,17 @@ def atomic_output(path: Path, *, mode: int = 0o644, replace: bool = True) -> Ite
         replace: False refuses an existing ``path`` (also one that appears meanwhile).
 
     Raises:
-        InputError: ``path`` exists and ``replace`` is False, or its directory does not exist.
+        InputError: ``path`` exists and ``replace`` is False or it is no regular file (a device is
+            not replaced either way), or its directory does not exist.
         OSError: the disk refused.
     """
     if not replace and path.exists():
         raise InputError(f"{path}: already exists; it is never overwritten")
+    if path.exists() and not path.is_file():
+        raise InputError(
+            f"{path}: is no regular file, and would be replaced by one",
+            hint="name a file, or - for standard output where the command knows it",
+        )
     try:
         descriptor, temporary = create_nameless(path, mode)
     except FileNotFoundError as error:

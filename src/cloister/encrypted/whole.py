@@ -63,11 +63,13 @@ class Expected(NamedTuple):
                 f"found {found!r}"
             )
         if self.ending is not None and not same_name(found, self.ending):
+            import shlex
+
             raise RenamedError(
                 f"{content.name}: encrypted for another path: expected one that ends in "
                 f"{self.ending!r}, found {found!r}",
-                hint=f"if you renamed it yourself: --as {found} (or --any-path for a whole tree); "
-                "if not, files were exchanged",
+                hint=f"if you renamed it yourself: --as {shlex.quote(found)} (or --any-path for a "
+                "whole tree); if not, files were exchanged",
             )
 
 
