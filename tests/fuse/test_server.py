@@ -95,6 +95,8 @@ def kernel() -> Iterator[Kernel]:
     played = Kernel()
     yield played
     played.ours.close()
+    # Not before the loop has ended: it would go on with whatever gets the descriptor's number next.
+    played.thread.join(10)
     played.theirs.close()
 
 
