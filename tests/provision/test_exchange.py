@@ -7,177 +7,24 @@ client (Python's ssl) with a certificate that a test forged.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import datetime
 import json
-import os
 import signal
 import socket
 import ssl
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import cbor2
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from cloister.platforms.simulated import SimulatedEnclave, SimulatedPlatform
+from cloister.platforms.simulated import SimulatedPlatform
 from cloister.platforms.simulated.collateral import Conditions
-from cloister.provision.certificates import make_server_certificates
 from cloister.provision.protocol import REQUEST
-from cloister.ratls.certificate import EVIDENCE_OID, LEGACY_OID, RaTlsIdentity, create_identity
-from cloister.ratls.client import client_context
+from cloister.ratls.certificate import EVIDENCE_OID, create_identity
 from cloister.ratls.evidence import TaggedEvidence, encode_evidence, report_data_of
-
-KEY = bytes(range(16))
-UTC = datetime.timezone.utc
-Start = Callable[..., SimulatedEnclave]
-Extensions = dict[x509.ObjectIdentifier, bytes]
-
-
-@dataclasses.dataclass
-class Server:
-    """A running ``cloister serve``."""
-
-    process: subprocess.Popen[str]
-    port: int
-    announced: dict[str, Any]
-
-    def decisions(self, count: int) -> list[dict[str, Any]]:
-        """Read the next ``count`` decisions."""
-        assert self.process.stdout is not None
-        return [json.loads(self.process.stdout.readline()) for _ in range(count)]
-
-
-@dataclasses.dataclass
-class Setting:
-    """An owner with certificates and key, and a platform that the owner trusts."""
-
-    directory: Path
-    platform: SimulatedPlatform
-    start_enclave: Start
-    data: Path
-
-    def write_bundle(self, platform: SimulatedPlatform, name: str = "bundle.json") -> Path:
-        path = self.directory / name
-        path.write_text(platform.export().to_json())
-        return path
-
-    def fetch(
-        self,
-        port: int,
-        *,
-        manifest: str = "manifest",
-        platform: Path | None = None,
-        fields: dict[str, int] | None = None,
-        environment: dict[str, str | None] | None = None,
-    ) -> dict[str, Any]:
-        """Ask for the secret in a process of its own."""
-        variables: dict[str, str | None] = {
-            "SECRET_PROVISION_CONSTRUCTOR": "1",
-            "SECRET_PROVISION_SERVERS": f"localhost:{port}",
-            "SECRET_PROVISION_CA_CHAIN_PATH": str(self.directory / "ca.crt"),
-            "SECRET_PROVISION_SET_KEY": "default",
-        }
-        arguments = {
-            "platform": str(platform or self.directory / "simulated-platform"),
-            "manifest": manifest,
-            "data": str(self.data / "signing"),
-            "environment": {
-                name: value
-                for name, value in (variables | (environment or {})).items()
-                if value is not None
-            },
-            "fields": fields or {},
-        }
-        program = Path(__file__).parent / "programs" / "fetch.py"
-        done = subprocess.run(
-            [sys.executable, str(program), json.dumps(arguments)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.stdout, done.stderr
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
-
-    def context(self, identity: RaTlsIdentity) -> ssl.SSLContext:
-        return client_context(identity, (self.directory / "ca.crt").read_bytes())
-
-    def enclave(self, manifest: bytes = b"manifest") -> SimulatedEnclave:
-        return self.start_enclave(self.platform, manifest)
-
-
-@pytest.fixture
-def setting(
-    tmp_path: Path, simulated: SimulatedPlatform, start_enclave: Start, data: Path
-) -> Setting:
-    made = make_server_certificates(
-        ["localhost"], now=datetime.datetime.now(UTC), lifetime=datetime.timedelta(days=1)
-    )
-    (tmp_path / "ca.crt").write_bytes(made.ca)
-    (tmp_path / "server.crt").write_bytes(made.certificate)
-    (tmp_path / "server.key").write_bytes(made.key)
-    (tmp_path / "wrap-key").write_bytes(KEY)
-    return Setting(tmp_path, simulated, start_enclave, data)
-
-
-@pytest.fixture
-def serve(setting: Setting) -> Iterator[Callable[..., Server]]:
-    """Return a function that starts ``cloister serve`` for the enclave of ``b"manifest"``."""
-    running: list[subprocess.Popen[str]] = []
-
-    def start(*extra: str, bundle: Path | None = None) -> Server:
-        enclave = setting.enclave()
-        bundle = bundle or setting.write_bundle(setting.platform)
-        arguments = [
-            *("--key", "wrap-key", "--mrenclave", enclave.mrenclave.hex()),
-            *("--cert", "server.crt", "--cert-key", "server.key", "--listen", "localhost:0"),
-            *("--trust-simulated", str(bundle), "--json", *extra),
-        ]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cloister", "serve", *arguments],
-            cwd=setting.directory,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ,
-        )
-        running.append(process)
-        assert process.stdout is not None
-        announced = json.loads(process.stdout.readline())
-        return Server(process, announced["port"], announced)
-
-    yield start
-    for process in running:
-        process.terminate()
-        process.wait(20)
-        if process.stdout is not None:
-            process.stdout.close()
-
-
-def received(port: int, context: ssl.SSLContext, version: ssl.TLSVersion) -> bytes:
-    """Ask as an OpenSSL client would; return every byte that the server let out."""
-    context.maximum_version = version
-    answer = b""
-    try:
-        with (
-            socket.create_connection(("localhost", port), 10) as raw,
-            context.wrap_socket(raw, server_hostname="localhost") as tls,
-        ):
-            tls.sendall(REQUEST)
-            while piece := tls.recv(4096):
-                answer += piece
-    except (ssl.SSLError, ConnectionError):
-        pass  # what counts is what came before it
-    return answer
-
+from key_server import KEY, UTC, Extensions, Server, Setting, received, resigned
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
@@ -202,8 +49,9 @@ def test_the_announcement_says_what_is_accepted(
     setting: Setting, serve: Callable[..., Server]
 ) -> None:
     announced = serve().announced
-    assert setting.enclave().mrenclave.hex() in announced["accepts"]
-    assert "UpToDate" in announced["accepts"]
+    accepts = announced["secrets"]["default"]
+    assert setting.enclave().mrenclave.hex() in accepts
+    assert "UpToDate" in accepts
     assert [root for root in announced["roots"] if root.startswith("SIMULATED")]
 
 
@@ -392,29 +240,3 @@ def test_sigterm_stops_the_server_gracefully(serve: Callable[..., Server]) -> No
     assert server.process.wait(20) == 0
     assert server.process.stdout is not None
     assert json.loads(server.process.stdout.readline()) == {"event": "stopped", "releases": 0}
-
-
-def resigned(
-    genuine: RaTlsIdentity,
-    change: Callable[[Extensions], Extensions],
-    key: ec.EllipticCurvePrivateKey | None = None,
-) -> RaTlsIdentity:
-    """Return a certificate with the evidence of ``genuine``, changed, for another key."""
-    key = key or ec.generate_private_key(ec.SECP384R1())
-    values = {}
-    for oid in (LEGACY_OID, EVIDENCE_OID):
-        extension = genuine.certificate.extensions.get_extension_for_oid(oid).value
-        assert isinstance(extension, x509.UnrecognizedExtension)
-        values[oid] = extension.value
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(genuine.certificate.subject)
-        .issuer_name(genuine.certificate.issuer)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(datetime.datetime(2020, 1, 1))
-        .not_valid_after(datetime.datetime(2040, 1, 1))
-    )
-    for oid, value in change(values).items():
-        builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
-    return RaTlsIdentity(key, builder.sign(key, hashes.SHA256()))

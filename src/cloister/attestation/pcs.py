@@ -71,6 +71,10 @@ class Source(Protocol):
         """
         ...
 
+    def refresh_due(self) -> None:
+        """Fetch again what is kept and runs out soon; never raises for a service that fails."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:

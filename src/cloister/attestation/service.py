@@ -59,6 +59,9 @@ class CollateralService:
             root_crl=self._root_crl(),
         )
 
+    def refresh_due(self) -> None:
+        """Do nothing: nothing is kept here."""
+
     def _root_crl(self) -> Answer:
         # A PCCS serves the list itself; Intel's service does not, its root says where it is.
         if self._url == INTEL_PCS:

@@ -34,6 +34,11 @@ class Trust:
         """The roots, each once."""
         return tuple(dict.fromkeys(anchor for anchor, _ in (*self.known, *self.sources)))
 
+    def refresh_due(self) -> None:
+        """Let the sources fetch what runs out soon."""
+        for _, source in self.sources:
+            source.refresh_due()
+
     def collateral_for(self, quote: Quote, anchor: TrustAnchor) -> Collateral:
         """Return the collateral for the quote's FMSPC and TEE under ``anchor``.
 
@@ -55,20 +60,26 @@ class Trust:
         )
 
 
-@dataclasses.dataclass(frozen=True)
 class Authenticator:
-    """Finds out whether quotes are genuine, by what the owner trusts and the present time."""
+    """Finds out whether quotes are genuine, by what the owner trusts and the present time.
 
-    trust: Trust
-    clock: Callable[[], datetime.datetime]
+    Args:
+        trust: whom the owner trusts; may be exchanged while quotes are being checked.
+        clock: gives the present time (aware).
+    """
+
+    def __init__(self, trust: Trust, clock: Callable[[], datetime.datetime]) -> None:
+        self.trust = trust
+        self._clock = clock
 
     def authenticate(self, quote: bytes) -> Authentication:
         """Check that ``quote`` is genuine now; see :func:`authenticate_quote`."""
+        trust = self.trust
         return authenticate_quote(
             quote,
-            anchors=self.trust.anchors,
-            collateral_for=self.trust.collateral_for,
-            now=self.clock(),
+            anchors=trust.anchors,
+            collateral_for=trust.collateral_for,
+            now=self._clock(),
         )
 
 

@@ -42,6 +42,8 @@ COMMANDS: dict[str, Entry] = {
     "attest": Entry("cloister.cli.attest:attest", "Verify the enclave behind a TLS server."),
     "ratls": Entry("cloister.cli.ratls:ratls", "Make a certificate that proves an enclave."),
     "pccs": Entry("cloister.cli.pccs:pccs", "Serve collateral to those who verify quotes."),
+    "secret": Entry("cloister.cli.secret:secret", "Keep secrets for a key server."),
+    "audit": Entry("cloister.cli.audit:audit", "Read and verify a key server's audit log."),
     "serve": Entry("cloister.cli.serve:serve", "Release a key to the enclave you expect."),
     "run": Entry("cloister.cli.run:run", "Run a program in its enclave."),
 }

@@ -13,16 +13,17 @@ import click
 from cloister.cli.trust import FILE, trust_from, trust_options, utc_now
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from cloister.attestation.policy import Policy
-    from cloister.attestation.trust import Trust
-    from cloister.provision.decision import Decision, Secret
-    from cloister.provision.server import KeyServer
+    from cloister.attestation.trust import Authenticator, Trust
+    from cloister.errors import CloisterError
+    from cloister.provision.decision import ClientJudge, Decision, Secret
+    from cloister.provision.service import Settings
 
 
 @click.command()
-@click.option(
-    "--key", "key_file", required=True, metavar="[NAME=]FILE", help="Wrap key to release."
-)
+@click.option("--key", "key_file", metavar="[NAME=]FILE", help="Wrap key to release.")
 @click.option(
     "--enclave",
     "enclaves",
@@ -35,6 +36,14 @@ if TYPE_CHECKING:
 @click.option("--mrsigner", metavar="HEX", help="Or its signer; needs the next two.")
 @click.option("--isv-prod-id", type=click.IntRange(0, 65535), help="With --mrsigner: the product.")
 @click.option("--isv-svn", type=click.IntRange(0, 65535), help="With --mrsigner: lowest version.")
+@click.option("--hex", "as_hex", is_flag=True, help="Send 32 hex digits and NUL, for Graphene.")
+@click.option(
+    "--store",
+    metavar="DATABASE",
+    help="Or release what `cloister secret put` stored there, and keep an audit log.",
+)
+@click.option("--store-key", metavar="SOURCE", help="Its key: file:PATH, env:NAME, command:...")
+@click.option("--audit", metavar="DATABASE", help="With --key: keep an audit log there.")
 @click.option("--cert", type=FILE, required=True, help="Server certificate (PEM).")
 @click.option("--cert-key", type=FILE, required=True, help="Its private key (PEM).")
 @click.option(
@@ -44,80 +53,194 @@ if TYPE_CHECKING:
     metavar="HOST:PORT",
     help="Where to listen; port 0 takes a free one.",
 )
+@click.option("--admin", metavar="HOST:PORT", help="Serve /metrics and /healthz there (HTTP).")
 @trust_options
 @click.option("--count", type=click.IntRange(1), help="Exit after this many releases.")
-@click.option("--hex", "as_hex", is_flag=True, help="Send 32 hex digits and NUL, for Graphene.")
+@click.option("--max-clients", type=click.IntRange(1, 10000), default=512, show_default=True)
+@click.option(
+    "--client-timeout",
+    type=click.FloatRange(0.1, 600),
+    default=10.0,
+    show_default=True,
+    help="Seconds that one client has.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0.1),
+    default=100.0,
+    show_default=True,
+    help="Connections a second from one address, on average.",
+)
+@click.option(
+    "--burst",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="Connections that it may make at once.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def serve(
-    key_file: str,
+    key_file: str | None,
     enclaves: tuple[Path, ...],
     mrenclaves: tuple[str, ...],
     mrsigner: str | None,
     isv_prod_id: int | None,
     isv_svn: int | None,
+    as_hex: bool,
+    store: str | None,
+    store_key: str | None,
+    audit: str | None,
     cert: Path,
     cert_key: Path,
     listen: str,
+    admin: str | None,
     bundles: tuple[Path, ...],
     collaterals: tuple[Path, ...],
     pccs: str | None,
     statuses: tuple[str, ...],
     count: int | None,
-    as_hex: bool,
+    max_clients: int,
+    client_timeout: float,
+    rate: float,
+    burst: int,
     as_json: bool,
 ) -> None:
     """Release a key to the enclave you expect, and to nothing else.
 
     Each client proves by its TLS certificate which enclave it is and on which platform it runs.
     Whoever fails one check gets no byte of the key; each decision is one line, with the reason.
-    Ctrl-C stops it after the clients that are being served.
+    Ctrl-C stops it after the clients that are being served; SIGHUP reads the files of
+    --trust-simulated and --collateral again.
 
     \b
     Example:  cloister serve --key wrap-key --enclave pytorch \\
                 --cert certs/server.crt --cert-key certs/server.key \\
                 --trust-simulated platform.json
+              cloister serve --store keys.db --store-key file:store.key \\
+                --cert certs/server.crt --cert-key certs/server.key --pccs intel
     """
-    from cloister.attestation.policy import TcbStatus, all_of, any_of
-    from cloister.attestation.trust import Authenticator
-    from cloister.provision.decision import ClientJudge
-    from cloister.provision.server import KeyServer
+    from cloister.listen import parse_listen
+    from cloister.provision.limits import Limits
+    from cloister.provision.service import Settings
 
-    signer = _signer_policy(mrsigner, isv_prod_id, isv_svn)
-    identities = [*map(_built_enclave, enclaves), *_measurements(mrenclaves), *signer]
-    policy = all_of(_any(identities, any_of), TcbStatus("UpToDate", *statuses))
-    trust = trust_from(bundles, collaterals, pccs)
-    secret = _secret(key_file, policy, as_hex=as_hex)
-
-    report = _Report(as_json)
-    server = KeyServer(
-        ClientJudge([secret], Authenticator(trust, utc_now)),
+    settings = Settings(
         certificate=cert,
         key=cert_key,
-        record=report.decision,
-        clock=utc_now,
+        listen=parse_listen(listen),
+        admin=parse_listen(admin) if admin else None,
+        limits=Limits(
+            max_clients=max_clients, client_timeout=client_timeout, rate=rate, burst=burst
+        ),
+        releases=count,
     )
-    try:
-        _run(server, listen, count, report, secret, trust)
-    finally:
-        secret.wipe()
+    signer = (mrsigner, isv_prod_id, isv_svn)
+    named = bool(enclaves or mrenclaves) or any(part is not None for part in signer)
+    _require_one_mode(key_file, store, store_key, audit, named=named or as_hex or bool(statuses))
+    parts = _Parts(
+        settings, lambda: trust_from(bundles, collaterals, pccs), _Report(as_json), store_key
+    )
+    if store is not None:
+        parts.serve_store(store)
+    elif key_file is not None:
+        policy = _identity_policy(enclaves, mrenclaves, signer, statuses)
+        parts.serve_one(_secret(key_file, policy, as_hex=as_hex), audit)
 
 
-def _run(
-    server: KeyServer,
-    listen: str,
-    count: int | None,
-    report: _Report,
-    secret: Secret,
-    trust: Trust,
+def _require_one_mode(
+    key_file: str | None,
+    store: str | None,
+    store_key: str | None,
+    audit: str | None,
+    *,
+    named: bool,
 ) -> None:
-    from cloister.listen import parse_listen
+    from cloister.errors import InputError
 
-    host, port = server.listen(*parse_listen(listen))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: server.stop())
-    report.start(host, port, secret, trust)
-    server.serve(releases=count)
-    report.end(server.releases)
+    if (key_file is None) == (store is None):
+        raise InputError(
+            "give either --key FILE or --store DATABASE",
+            hint="one key: --key; several secrets, each with its policy: --store",
+        )
+    if store is not None and store_key is None:
+        raise InputError("--store needs --store-key", hint="--store-key file:PATH")
+    if store is not None and (named or audit):
+        raise InputError(
+            "with --store, each stored secret has its own policy, and the audit log is there",
+            hint="leave out --enclave, --mrenclave, --mrsigner, --accept-tcb, --hex and --audit",
+        )
+
+
+class _Parts:
+    """Joins what the options name and runs it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        load_trust: Callable[[], Trust],
+        report: _Report,
+        store_key: str | None,
+    ) -> None:
+        from cloister.provision.store_key import load_store_key
+
+        self._settings = settings
+        self._load_trust = load_trust
+        self._report = report
+        self._store_key = load_store_key(store_key) if store_key else None
+
+    def serve_store(self, database: str) -> None:
+        from cloister.attestation.trust import Authenticator
+        from cloister.provision.database import open_database
+        from cloister.provision.decision import ClientJudge
+        from cloister.provision.service import StoreWatcher
+        from cloister.provision.store import SecretStore
+
+        assert self._store_key is not None  # noqa: S101  (checked with the options)
+        engine = open_database(database)
+        authenticator = Authenticator(self._load_trust(), utc_now)
+        judge = ClientJudge((), authenticator)
+        watcher = StoreWatcher(
+            store=SecretStore(engine),
+            key=self._store_key,
+            judge=judge,
+            on_failure=self._report.failed,
+            keep_seconds=self._settings.limits.client_timeout + 1,
+        )
+        watcher.reload()
+        try:
+            self._run(judge, authenticator, engine=engine, watcher=watcher)
+        finally:
+            watcher.close()
+
+    def serve_one(self, secret: Secret, audit: str | None) -> None:
+        from cloister.attestation.trust import Authenticator
+        from cloister.provision.database import open_database
+        from cloister.provision.decision import ClientJudge
+
+        try:
+            authenticator = Authenticator(self._load_trust(), utc_now)
+            judge = ClientJudge([secret], authenticator)
+            self._run(judge, authenticator, engine=open_database(audit) if audit else None)
+        finally:
+            secret.wipe()
+
+    def _run(self, judge: ClientJudge, authenticator: Authenticator, **parts: Any) -> None:
+        from cloister.provision.service import Service
+
+        self._report.introduce(judge.secrets, authenticator.trust)
+        service = Service(
+            self._settings,
+            judge,
+            authenticator,
+            load_trust=self._load_trust,
+            observer=self._report,
+            clock=utc_now,
+            store_key=self._store_key,
+            **parts,
+        )
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: service.stop())
+        signal.signal(signal.SIGHUP, lambda *_: service.reload())
+        service.run()
 
 
 class _Report:
@@ -125,26 +248,35 @@ class _Report:
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
+        self._introduction: dict[str, Any] = {}
 
-    def start(self, host: str, port: int, secret: Secret, trust: Trust) -> None:
-        roots = [
-            f"{'SIMULATED: ' if anchor.simulated else ''}{anchor.name},"
-            f" SHA-256 {anchor.fingerprint}"
-            for anchor in trust.anchors
-        ]
-        lines = [
-            f"releases {secret.name} to: {secret.policy.describe()}",
-            *(f"on platforms under: {root}" for root in roots),
-            f"listening on {host}:{port}",
-        ]
-        accepts = secret.policy.describe()
-        event = {"event": "listening", "host": host, "port": port, "secret": secret.name}
-        self._print({**event, "accepts": accepts, "roots": roots}, lines)
+    def introduce(self, secrets: Sequence[Secret], trust: Trust) -> None:
+        """Remember what is to be said when the server has started."""
+        self._introduction = {
+            "secrets": {secret.name: secret.policy.describe() for secret in secrets},
+            "roots": [
+                f"{'SIMULATED: ' if anchor.simulated else ''}{anchor.name},"
+                f" SHA-256 {anchor.fingerprint}"
+                for anchor in trust.anchors
+            ],
+        }
 
-    def decision(self, decision: Decision) -> None:
+    def started(self, host: str, port: int, admin: tuple[str, int] | None) -> None:
+        secrets, roots = self._introduction["secrets"], self._introduction["roots"]
+        lines = [f"releases {name} to: {accepts}" for name, accepts in secrets.items()]
+        lines += [f"on platforms under: {root}" for root in roots]
+        lines += [f"metrics and health on {admin[0]}:{admin[1]}"] if admin else []
+        lines += [f"listening on {host}:{port}"]
+        event = {"event": "listening", "host": host, "port": port, "admin": admin}
+        self._print(event | self._introduction, lines)
+
+    def decided(self, decision: Decision) -> None:
         self._print({"event": "decision", **decision.to_dict()}, [decision.to_line()])
 
-    def end(self, releases: int) -> None:
+    def failed(self, error: CloisterError) -> None:
+        self._print({"event": "failure", "reason": error.message}, [f"failure: {error.message}"])
+
+    def stopped(self, releases: int) -> None:
         self._print({"event": "stopped", "releases": releases}, [f"stopped: {releases} released"])
 
     def _print(self, event: dict[str, Any], lines: list[str]) -> None:
@@ -154,16 +286,24 @@ class _Report:
         sys.stdout.flush()
 
 
-def _any(identities: list[Policy], any_of: Any) -> Policy:
+def _identity_policy(
+    enclaves: tuple[Path, ...],
+    mrenclaves: tuple[str, ...],
+    signer: tuple[str | None, int | None, int | None],
+    statuses: tuple[str, ...],
+) -> Policy:
+    from cloister.attestation.policy import TcbStatus, all_of, any_of
     from cloister.errors import InputError
 
+    identities = [*map(_built_enclave, enclaves), *_measurements(mrenclaves)]
+    identities += _signer_policy(*signer)
     if not identities:
         raise InputError(
             "no enclave is named, so nobody could get the key",
             hint="name the built enclave (--enclave APP) or its measurement (--mrenclave HEX)",
         )
-    policy: Policy = identities[0] if len(identities) == 1 else any_of(*identities)
-    return policy
+    identity = identities[0] if len(identities) == 1 else any_of(*identities)
+    return all_of(identity, TcbStatus("UpToDate", *statuses))
 
 
 def _built_enclave(app: Path) -> Policy:

@@ -1,0 +1,261 @@
+"""The audit log: every decision, in an order that cannot be changed afterwards unnoticed.
+
+Each record carries SHA-256 of the record before it and of itself (a hash chain), and, where the
+server has a store key, a seal: an HMAC of that hash. Changing, inserting or removing a record
+breaks the chain; making a new chain needs the key. Cutting records off the end is noticed by
+whoever knows a later hash, which is why ``cloister audit verify`` prints the last one.
+
+A decision counts as recorded when the transaction with it is on the disk. Many at once share one
+transaction, so that recording does not slow a busy server down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import json
+import queue
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from cloister.errors import AuditError, CloisterError
+from cloister.provision.database import reading, utc, writing
+from cloister.provision.decision import Decision
+from cloister.provision.store_key import StoreKey
+from cloister.provision.tables import AUDIT
+
+GENESIS = hashlib.sha256(b"cloister audit log 1").hexdigest()
+"""What the first record follows."""
+_HASH = re.compile(r"[0-9a-f]{64}")
+_BATCH = 256
+_QUEUE = 8192
+_WAIT_SECONDS = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditRecord:
+    """One recorded decision.
+
+    Attributes:
+        sequence: 1, 2, 3, ...
+        record: the decision as canonical JSON; this text is what is hashed.
+        hash: SHA-256 over the hash before and this record, hex.
+        seal: HMAC of the hash under the store key, hex, or None.
+    """
+
+    sequence: int
+    record: str
+    hash: str
+    seal: str | None
+
+    @property
+    def decision(self) -> dict[str, Any]:
+        """The decision's fields.
+
+        Raises:
+            AuditError: the record was changed and is no decision any more.
+        """
+        try:
+            fields = json.loads(self.record)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise AuditError(f"audit log: record {self.sequence} was changed") from error
+        if not isinstance(fields, dict):
+            raise AuditError(f"audit log: record {self.sequence} was changed")
+        return fields
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditSummary:
+    """What a verified log contains.
+
+    Attributes:
+        records: how many.
+        head: hash of the last one; :data:`GENESIS` if there is none.
+        sealed: how many carry a seal that was checked.
+    """
+
+    records: int
+    head: str
+    sealed: int
+
+
+class AuditLog:
+    """The log in a database.
+
+    Args:
+        engine: from :func:`cloister.provision.database.open_database`.
+        key: seals records, and checks seals; None does neither.
+    """
+
+    def __init__(self, engine: sa.Engine, key: StoreKey | None) -> None:
+        self._engine = engine
+        self._key = key
+
+    def append(self, decisions: Sequence[Decision]) -> None:
+        """Record decisions in this order; they are on the disk when it returns.
+
+        Raises:
+            StoreError: the database refused; then none of them is recorded.
+            AuditError: the log is damaged.
+        """
+        with writing(self._engine) as connection:
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql("LOCK TABLE audit IN EXCLUSIVE MODE")
+            last = connection.execute(
+                sa.select(AUDIT.c.sequence, AUDIT.c.hash).order_by(AUDIT.c.sequence.desc()).limit(1)
+            ).first()
+            sequence, head = (last.sequence, last.hash) if last else (0, GENESIS)
+            if not _HASH.fullmatch(str(head)):
+                raise AuditError(f"audit log: record {sequence} is damaged; nothing is added to it")
+            rows = []
+            for decision in decisions:
+                sequence += 1
+                record = _canonical(sequence, decision)
+                head = _chained(head, record)
+                rows.append(
+                    {"sequence": sequence, "record": record, "hash": head, "seal": self._seal(head)}
+                )
+            connection.execute(sa.insert(AUDIT), rows)
+
+    def records(self, *, after: int = 0) -> Iterator[AuditRecord]:
+        """Yield the records behind number ``after``, in order."""
+        with reading(self._engine) as connection:
+            rows = connection.execution_options(yield_per=1000).execute(
+                sa.select(AUDIT).where(AUDIT.c.sequence > after).order_by(AUDIT.c.sequence)
+            )
+            for row in rows:
+                yield AuditRecord(*row)
+
+    def verify(self, *, known: str | None = None) -> AuditSummary:
+        """Check the whole log.
+
+        Args:
+            known: a hash that an earlier verification printed; it must still be there.
+
+        Raises:
+            AuditError: a record was changed, inserted or removed.
+        """
+        head, count, sealed = GENESIS, 0, 0
+        known_is_there = known is None or known == GENESIS
+        for record in self.records():
+            count += 1
+            if record.sequence != count:
+                raise AuditError(f"audit log: record {count} is missing")
+            head = _chained(head, str(record.record))
+            if record.hash != head or not _is_numbered(record.record, count):
+                raise AuditError(f"audit log: record {count} or one before it was changed")
+            sealed += self._check_seal(record)
+            known_is_there = known_is_there or known == head
+        if not known_is_there:
+            raise AuditError(
+                f"audit log: the known hash {known} is not in it; records were cut off"
+            )
+        return AuditSummary(count, head, sealed)
+
+    def _seal(self, head: str) -> str | None:
+        return self._key.vouch(bytes.fromhex(head)).hex() if self._key else None
+
+    def _check_seal(self, record: AuditRecord) -> bool:
+        expected = self._seal(record.hash)
+        if expected is None:
+            return False
+        if not hmac.compare_digest(expected.encode(), str(record.seal).encode()):
+            raise AuditError(f"audit log: record {record.sequence} was not made with the store key")
+        return True
+
+
+def _canonical(sequence: int, decision: Decision) -> str:
+    fields = decision.to_dict() | {"sequence": sequence, "time": utc(decision.time)}
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+
+def _is_numbered(record: str, sequence: int) -> bool:
+    try:
+        return bool(json.loads(record)["sequence"] == sequence)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _chained(head: str, record: str) -> str:
+    return hashlib.sha256(bytes.fromhex(head) + record.encode()).hexdigest()
+
+
+class _Pending:
+    """A decision on its way, and what became of it."""
+
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision
+        self.done = threading.Event()
+        self.failure: CloisterError | None = None
+
+
+class AuditWriter:
+    """Records decisions of many threads, as many as there are in one transaction.
+
+    Args:
+        log: where they go.
+    """
+
+    def __init__(self, log: AuditLog) -> None:
+        self._log = log
+        self._queue: queue.Queue[_Pending | None] = queue.Queue(_QUEUE)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def record(self, decision: Decision) -> None:
+        """Record a decision; it is on the disk when this returns.
+
+        Raises:
+            AuditError: it could not be recorded.
+        """
+        pending = _Pending(decision)
+        try:
+            self._queue.put(pending, timeout=_WAIT_SECONDS)
+        except queue.Full as error:
+            raise AuditError("audit log: too many decisions are waiting") from error
+        if not pending.done.wait(_WAIT_SECONDS):
+            raise AuditError(f"audit log: not written within {_WAIT_SECONDS:g} seconds")
+        if pending.failure is not None:
+            raise AuditError(f"audit log: {pending.failure.message}") from pending.failure
+
+    def close(self) -> None:
+        """Write what is waiting and stop."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            batch, last = self._next_batch()
+            if batch:
+                self._write(batch)
+            if last:
+                return
+
+    def _next_batch(self) -> tuple[list[_Pending], bool]:
+        batch: list[_Pending] = []
+        item = self._queue.get()
+        while True:
+            if item is None:
+                return batch, True
+            batch.append(item)
+            if len(batch) >= _BATCH:
+                return batch, False
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return batch, False
+
+    def _write(self, batch: list[_Pending]) -> None:
+        failure: CloisterError | None = None
+        try:
+            self._log.append([pending.decision for pending in batch])
+        except CloisterError as error:
+            failure = error
+        for pending in batch:
+            pending.failure = failure
+            pending.done.set()

@@ -1,0 +1,333 @@
+"""A key server with a store: hot reload, audit log, metrics, health.
+
+The parts know nothing of one another; this joins them and owns their threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import sqlalchemy as sa
+
+from cloister.attestation.expiry import expires
+from cloister.attestation.trust import Authenticator, Trust
+from cloister.errors import CloisterError, StoreError
+from cloister.listen import bound_address, open_listeners
+from cloister.provision.audit import AuditLog, AuditWriter
+from cloister.provision.database import reading
+from cloister.provision.decision import ClientJudge, Decision, Outcome, Secret
+from cloister.provision.limits import Limits
+from cloister.provision.metrics import Metrics, admin_app
+from cloister.provision.server import KeyServer
+from cloister.provision.store import SecretStore
+from cloister.provision.store_key import StoreKey
+
+RELOAD_SECONDS = 1.0
+REFRESH_SECONDS = 3600.0
+
+
+class Recorder:
+    """Takes every decision: counts it, writes it to the audit log, reports it.
+
+    Args:
+        audit: the log; None keeps none.
+        report: shows a decision to people.
+    """
+
+    def __init__(self, audit: AuditWriter | None, report: Callable[[Decision], None]) -> None:
+        self._audit = audit
+        self._report = report
+        self.metrics: Metrics | None = None
+
+    def __call__(self, decision: Decision) -> None:
+        """Record a decision; returns when the audit log has it.
+
+        Whoever merely dropped a connection decided nothing and is not in the audit log.
+
+        Raises:
+            AuditError: it could not be recorded; a secret must not leave then.
+        """
+        if self._audit is not None and decision.outcome is not Outcome.DROPPED:
+            try:
+                self._audit.record(decision)
+            except CloisterError:
+                self.failed("audit")
+                raise
+        if self.metrics is not None:
+            self.metrics.decided(decision)
+        self._report(decision)
+
+    def failed(self, part: str) -> None:
+        """Count a failure of the server itself."""
+        if self.metrics is not None:
+            self.metrics.failed(part)
+
+
+@dataclasses.dataclass
+class StoreWatcher:
+    """Lets a judge release what is in the store now, and notices changes.
+
+    A change that cannot be read (a secret sealed under another key, a database that is away)
+    leaves the judge as it was and is told; nothing is released that was not readable once.
+
+    Attributes:
+        store: the secrets.
+        key: opens them.
+        judge: gets them.
+        on_failure: told of a change that cannot be read.
+        keep_seconds: how long secrets that were replaced are still needed by clients that were
+            judged before; then they are wiped.
+    """
+
+    store: SecretStore
+    key: StoreKey
+    judge: ClientJudge
+    on_failure: Callable[[CloisterError], None]
+    keep_seconds: float
+
+    def __post_init__(self) -> None:
+        self._generation = -1
+        self._retired: list[tuple[float, tuple[Secret, ...]]] = []
+        self.problem: str | None = None
+
+    def poll(self) -> None:
+        """Look once; reload if the store has changed. A failure is told once, not raised."""
+        self._wipe_retired(time.monotonic() - self.keep_seconds)
+        try:
+            if self.store.generation() != self._generation:
+                self.reload()
+            self.problem = None
+        except CloisterError as error:
+            if self.problem != error.message:
+                self.on_failure(error)
+            self.problem = error.message
+
+    def reload(self) -> None:
+        """Let the judge release what is in the store now.
+
+        Raises:
+            StoreKeyError: a secret was sealed under another key, or was changed.
+            StoreError: the database cannot be read.
+        """
+        generation, secrets = self.store.load(self.key)
+        self._retired.append((time.monotonic(), self.judge.secrets))
+        self.judge.replace(secrets)
+        self._generation = generation
+
+    def close(self) -> None:
+        """Wipe every secret."""
+        self._retired.append((0.0, self.judge.secrets))
+        self.judge.replace(())
+        self._wipe_retired(time.monotonic())
+
+    def _wipe_retired(self, before: float) -> None:
+        due = [item for item in self._retired if item[0] <= before]
+        self._retired = [item for item in self._retired if item[0] > before]
+        for _, secrets in due:
+            for secret in secrets:
+                secret.wipe()
+
+
+def health_of(
+    *,
+    trust: Trust,
+    engine: sa.Engine | None,
+    watcher: StoreWatcher | None,
+    clock: Callable[[], datetime.datetime],
+) -> list[str]:
+    """Return what is wrong with a server, one line each."""
+    problems = []
+    if engine is not None:
+        try:
+            with reading(engine) as connection:
+                connection.execute(sa.select(1))
+        except CloisterError as error:
+            problems.append(error.message)
+    if watcher is not None and watcher.problem:
+        problems.append(watcher.problem)
+    for anchor, collateral in trust.known:
+        end = expires(collateral)
+        if end < clock():
+            problems.append(f"collateral under {anchor.name} ran out on {end.isoformat()}")
+    return problems
+
+
+class Observer(Protocol):
+    """Shows people and programs what a server does; called from several threads."""
+
+    def started(self, host: str, port: int, admin: tuple[str, int] | None) -> None:
+        """The server listens."""
+        ...
+
+    def decided(self, decision: Decision) -> None:
+        """A client was served, refused or dropped."""
+        ...
+
+    def failed(self, error: CloisterError) -> None:
+        """Something went wrong that concerns no client."""
+        ...
+
+    def stopped(self, releases: int) -> None:
+        """The server has stopped."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a server runs.
+
+    Attributes:
+        certificate: PEM file of its certificate chain.
+        key: PEM file of its private key.
+        listen: address and port for clients.
+        admin: address and port of metrics and health, or None.
+        limits: what clients may take.
+        releases: stop after this many; None never does.
+    """
+
+    certificate: Path
+    key: Path
+    listen: tuple[str, int]
+    admin: tuple[str, int] | None = None
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    releases: int | None = None
+
+
+class Service:
+    """A key server with everything around it.
+
+    Args:
+        settings: how it runs.
+        judge: decides about clients.
+        authenticator: what the judge uses; its trust is exchanged on a reload.
+        load_trust: reads again whom the owner trusts.
+        observer: shows what happens.
+        clock: gives the present time (aware).
+        engine: database of the audit log; None keeps none.
+        store_key: seals the audit log; None leaves it unsealed.
+        watcher: keeps the judge's secrets those of a store; None leaves them.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        judge: ClientJudge,
+        authenticator: Authenticator,
+        *,
+        load_trust: Callable[[], Trust],
+        observer: Observer,
+        clock: Callable[[], datetime.datetime],
+        engine: sa.Engine | None = None,
+        store_key: StoreKey | None = None,
+        watcher: StoreWatcher | None = None,
+    ) -> None:
+        self._settings = settings
+        self._judge = judge
+        self._authenticator = authenticator
+        self._load_trust = load_trust
+        self._observer = observer
+        self._clock = clock
+        self._engine = engine
+        self._watcher = watcher
+        self._audit = AuditWriter(AuditLog(engine, store_key)) if engine is not None else None
+        self._recorder = Recorder(self._audit, observer.decided)
+        self._server = KeyServer(
+            judge,
+            certificate=settings.certificate,
+            key=settings.key,
+            record=self._recorder,
+            clock=clock,
+            limits=settings.limits,
+        )
+        self._metrics = Metrics(
+            active_clients=lambda: self._server.active_clients,
+            secrets=lambda: len(judge.secrets),
+        )
+        self._recorder.metrics = self._metrics
+        self._wake = threading.Event()
+        self._reload = threading.Event()
+        self._stopping = threading.Event()
+
+    def run(self) -> int:
+        """Serve until :meth:`stop` is called or enough secrets were released.
+
+        Returns:
+            How many secrets were released.
+
+        Raises:
+            InputError: a port cannot be opened.
+        """
+        host, port = self._server.listen(*self._settings.listen)
+        keeper = threading.Thread(target=self._keep_fresh, daemon=True)
+        with self._admin() as admin:
+            keeper.start()
+            self._observer.started(host, port, admin)
+            try:
+                self._server.serve(releases=self._settings.releases)
+            finally:
+                self._stopping.set()
+                self._wake.set()
+                keeper.join()
+                if self._audit is not None:
+                    self._audit.close()
+        self._observer.stopped(self._server.releases)
+        return self._server.releases
+
+    def stop(self) -> None:
+        """Stop after the clients that are being served; safe in a signal handler."""
+        self._server.stop()
+
+    def reload(self) -> None:
+        """Read trust and store again soon; safe in a signal handler."""
+        self._reload.set()
+        self._wake.set()
+
+    @contextlib.contextmanager
+    def _admin(self) -> Iterator[tuple[str, int] | None]:
+        if self._settings.admin is None:
+            yield None
+            return
+        from cloister.asgi import serving
+
+        app = admin_app(self._metrics, health=self._health, clock=self._clock)
+        listeners = open_listeners(*self._settings.admin)
+        address = bound_address(listeners)
+        with serving(app, listeners):
+            yield address
+
+    def _health(self) -> list[str]:
+        return health_of(
+            trust=self._authenticator.trust,
+            engine=self._engine,
+            watcher=self._watcher,
+            clock=self._clock,
+        )
+
+    def _keep_fresh(self) -> None:
+        refreshed = time.monotonic()
+        while not self._stopping.is_set():
+            self._wake.wait(RELOAD_SECONDS)
+            self._wake.clear()
+            if self._reload.is_set():
+                self._reload.clear()
+                self._reload_trust()
+            if self._watcher is not None:
+                self._watcher.poll()
+            if time.monotonic() - refreshed >= REFRESH_SECONDS:
+                refreshed = time.monotonic()
+                self._authenticator.trust.refresh_due()
+
+    def _reload_trust(self) -> None:
+        try:
+            self._authenticator.trust = self._load_trust()
+        except (CloisterError, OSError) as error:
+            failure = error if isinstance(error, CloisterError) else StoreError(str(error))
+            self._recorder.failed("reload")
+            self._observer.failed(failure)

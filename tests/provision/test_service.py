@@ -1,0 +1,391 @@
+"""The key server with a store, as processes: several secrets, hot reload, audit, metrics."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cloister.cli.main import run
+from cloister.platforms.simulated import SimulatedPlatform
+from cloister.provision.audit import AuditLog
+from cloister.provision.database import open_database
+from cloister.provision.store_key import load_store_key
+from cloister.ratls.certificate import create_identity
+from key_server import KEY, Server, Setting, received
+
+Serve = Callable[..., Server]
+
+
+class Store:
+    """A store, its key, and the commands that fill it."""
+
+    def __init__(self, setting: Setting, url: str) -> None:
+        self.directory = setting.directory
+        self.root = setting.platform.trust_anchor().fingerprint
+        self.options = ["--store", url, "--store-key", f"file:{self.directory / 'store.key'}"]
+        self.url = url
+        assert run(["secret", "new-key", str(self.directory / "store.key")]) == 0
+
+    def policy(self, mrenclave: bytes, *lines: str) -> Path:
+        path = self.directory / f"{mrenclave.hex()[:8]}.toml"
+        fixed = ["version = 1", f'roots = ["{self.root}"]', f'mrenclave = "{mrenclave.hex()}"']
+        path.write_text("\n".join([*fixed, *lines]) + "\n")
+        return path
+
+    def put(self, name: str, value: bytes, mrenclave: bytes, *extra: str) -> int:
+        source = self.directory / f"{name}.secret"
+        source.write_bytes(value)
+        policy = self.policy(mrenclave)
+        arguments = ["secret", "put", name, str(source), "--policy", str(policy)]
+        return run([*arguments, *self.options, *extra])
+
+    def log(self) -> AuditLog:
+        key = load_store_key(self.options[3])
+        return AuditLog(open_database(self.url), key)
+
+
+@pytest.fixture
+def store(setting: Setting, database_url: str) -> Store:
+    return Store(setting, database_url)
+
+
+@pytest.fixture
+def sqlite_store(setting: Setting, tmp_path: Path) -> Store:
+    return Store(setting, str(tmp_path / "keys.db"))
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen within 15 seconds"
+        time.sleep(0.1)
+
+
+def test_each_enclave_gets_its_own_secret(
+    setting: Setting, store: Store, serve_store: Serve
+) -> None:
+    one, two = setting.enclave(b"one"), setting.enclave(b"two")
+    assert store.put("first", b"1" * 16, one.mrenclave) == 0
+    assert store.put("second", b"2" * 16, two.mrenclave) == 0
+    server = serve_store(*store.options)
+    assert set(server.announced["secrets"]) == {"first", "second"}
+    assert setting.fetch(server.port, manifest="one")["key"] == (b"1" * 16).hex()
+    assert setting.fetch(server.port, manifest="two")["key"] == (b"2" * 16).hex()
+    refused = setting.fetch(server.port, manifest="three")
+    assert refused["error"] == "ProvisioningRefusedError"
+    outcomes = [(item["outcome"], item["secret"]) for item in server.decisions(3)]
+    assert outcomes == [("released", "first"), ("released", "second"), ("refused", None)]
+    recorded = [record.decision for record in store.log().records()]
+    assert [(item["outcome"], item["secret"]) for item in recorded] == outcomes
+    assert store.log().verify().sealed == 3
+    assert "first: MRENCLAVE" in recorded[2]["reason"]
+    assert "second: MRENCLAVE" in recorded[2]["reason"]
+
+
+def test_changes_are_noticed_while_it_runs(
+    setting: Setting, store: Store, serve_store: Serve
+) -> None:
+    enclave = setting.enclave()
+    server = serve_store(*store.options)
+    assert setting.fetch(server.port)["error"] == "ProvisioningRefusedError"
+    store.put("key", KEY, enclave.mrenclave)
+    eventually(lambda: setting.fetch(server.port).get("key") == KEY.hex())
+    store.put("key", b"n" * 16, enclave.mrenclave)
+    eventually(lambda: setting.fetch(server.port).get("key") == (b"n" * 16).hex())
+    assert run(["secret", "remove", "key", "--store", store.url]) == 0
+    eventually(lambda: "error" in setting.fetch(server.port))
+
+
+def test_two_policies_that_accept_one_enclave_release_nothing(
+    setting: Setting, sqlite_store: Store, serve_store: Serve
+) -> None:
+    enclave = setting.enclave()
+    sqlite_store.put("a", b"a" * 16, enclave.mrenclave)
+    sqlite_store.put("b", b"b" * 16, enclave.mrenclave)
+    server = serve_store(*sqlite_store.options)
+    assert "secret" not in setting.fetch(server.port)
+    assert "the policies of a, b" in server.decisions(1)[0]["reason"]
+
+
+def test_a_secret_that_was_changed_in_the_database_leaves_the_old_ones(
+    setting: Setting, sqlite_store: Store, serve_store: Serve
+) -> None:
+    enclave = setting.enclave()
+    sqlite_store.put("key", KEY, enclave.mrenclave)
+    server = serve_store(*sqlite_store.options, "--admin", "localhost:0")
+    with open_database(sqlite_store.url).begin() as connection:
+        connection.exec_driver_sql("UPDATE secrets SET policy = 'version = 1'")
+        connection.exec_driver_sql("UPDATE generation SET number = number + 1")
+    assert server.process.stdout is not None
+    assert "changed" in json.loads(server.process.stdout.readline())["reason"]
+    assert setting.fetch(server.port)["key"] == KEY.hex()
+    health = httpx.get(admin_url(server) + "/healthz")
+    assert health.status_code == 503
+    assert "changed" in health.json()["problems"][0]
+
+
+def test_without_its_key_it_does_not_start(
+    setting: Setting, sqlite_store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sqlite_store.put("key", KEY, bytes(32))
+    (setting.directory / "store.key").unlink()
+    assert run(["secret", "new-key", str(setting.directory / "store.key")]) == 0
+    bundle = setting.write_bundle(setting.platform)
+    arguments = ["serve", "--cert", str(setting.directory / "server.crt")]
+    arguments += ["--cert-key", str(setting.directory / "server.key")]
+    arguments += ["--trust-simulated", str(bundle), "--listen", "localhost:0"]
+    assert run([*arguments, *sqlite_store.options]) == 1
+    assert "another key" in capsys.readouterr().err
+
+
+def admin_url(server: Server) -> str:
+    return f"http://localhost:{server.announced['admin'][1]}"
+
+
+def test_metrics_and_health(setting: Setting, sqlite_store: Store, serve_store: Serve) -> None:
+    sqlite_store.put("key", KEY, setting.enclave().mrenclave)
+    server = serve_store(*sqlite_store.options, "--admin", "localhost:0")
+    assert "key" in setting.fetch(server.port)
+    assert "error" in setting.fetch(server.port, manifest="another")
+    with socket.create_connection(("localhost", server.port)):
+        pass
+    server.decisions(3)
+    text = httpx.get(admin_url(server) + "/metrics").text
+    assert 'cloister_key_server_released_total{secret="key"} 1.0' in text
+    assert 'decisions_total{check="MRENCLAVE",outcome="refused"} 1.0' in text
+    assert 'decisions_total{check="",outcome="dropped"} 1.0' in text
+    assert "cloister_key_server_secrets 1.0" in text
+    assert KEY.hex() not in text
+    health = httpx.get(admin_url(server) + "/healthz")
+    assert (health.status_code, health.json()["healthy"]) == (200, True)
+
+
+def test_dropped_connections_are_not_decisions(
+    setting: Setting, sqlite_store: Store, serve_store: Serve
+) -> None:
+    sqlite_store.put("key", KEY, setting.enclave().mrenclave)
+    server = serve_store(*sqlite_store.options)
+    with socket.create_connection(("localhost", server.port)):
+        pass
+    assert server.decisions(1)[0]["outcome"] == "dropped"
+    assert sqlite_store.log().verify().records == 0
+
+
+def test_if_the_decision_cannot_be_recorded_nothing_is_released(
+    setting: Setting, sqlite_store: Store, serve_store: Serve
+) -> None:
+    sqlite_store.put("key", KEY, setting.enclave().mrenclave)
+    server = serve_store(*sqlite_store.options)
+    with open_database(sqlite_store.url).begin() as connection:
+        connection.exec_driver_sql("DROP TABLE audit")
+    context = setting.context(create_identity(setting.enclave().quote))
+    assert received(server.port, context, context.maximum_version) == b""
+    assert "audit" in server.decisions(1)[0]["reason"]
+
+
+def test_a_hangup_reads_the_trust_again(
+    setting: Setting, sqlite_store: Store, serve_store: Serve
+) -> None:
+    other = SimulatedPlatform(setting.directory / "other-platform")
+    sqlite_store.root = other.trust_anchor().fingerprint
+    sqlite_store.put("key", KEY, setting.start_enclave(other).mrenclave)
+    server = serve_store(*sqlite_store.options)
+    path = setting.directory / "other-platform"
+    assert "error" in setting.fetch(server.port, platform=path)
+    setting.write_bundle(other)  # in place of the bundle that the server was started with
+    server.process.send_signal(signal.SIGHUP)
+    eventually(lambda: setting.fetch(server.port, platform=path).get("key") == KEY.hex())
+
+
+def test_a_hangup_with_a_damaged_file_leaves_the_trust(
+    setting: Setting, sqlite_store: Store, serve_store: Serve
+) -> None:
+    sqlite_store.put("key", KEY, setting.enclave().mrenclave)
+    server = serve_store(*sqlite_store.options)
+    (setting.directory / "bundle.json").write_text("{}")
+    server.process.send_signal(signal.SIGHUP)
+    assert server.process.stdout is not None
+    assert json.loads(server.process.stdout.readline())["event"] == "failure"
+    assert setting.fetch(server.port)["key"] == KEY.hex()
+
+
+def test_one_key_with_an_audit_log(setting: Setting, serve: Serve, tmp_path: Path) -> None:
+    database = str(tmp_path / "audit.db")
+    server = serve("--audit", database)
+    assert setting.fetch(server.port)["key"] == KEY.hex()
+    assert AuditLog(open_database(database), None).verify().records == 1
+
+
+def test_the_audit_commands(
+    setting: Setting,
+    sqlite_store: Store,
+    serve_store: Serve,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sqlite_store.put("key", KEY, setting.enclave().mrenclave)
+    server = serve_store(*sqlite_store.options)
+    setting.fetch(server.port)
+    setting.fetch(server.port, manifest="another")
+    capsys.readouterr()
+    where = ["--store", sqlite_store.url]
+    assert run(["audit", "show", *where]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "released key to" in shown[0]
+    assert "SIMULATED" in shown[0]
+    assert "refused" in shown[1]
+    assert run(["audit", "show", "--json", "--after", "1", *where]) == 0
+    assert json.loads(capsys.readouterr().out)["sequence"] == 2
+    assert run(["audit", "verify", *sqlite_store.options, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["records"], summary["sealed"]) == (2, 2)
+    assert run(["audit", "verify", *where, "--known", summary["head"]]) == 0
+    assert run(["audit", "verify", *where, "--known", "0" * 64]) == 3
+    assert "cut off" in capsys.readouterr().err
+
+
+def test_the_secret_commands(
+    setting: Setting, sqlite_store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    enclave = setting.enclave()
+    assert sqlite_store.put("hex", KEY, enclave.mrenclave, "--hex") == 0
+    assert "33 bytes" in capsys.readouterr().out
+    assert run(["secret", "list", "--store", sqlite_store.url, "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    assert listed["name"] == "hex"
+    assert enclave.mrenclave.hex() in listed["accepts"]
+    assert run(["secret", "list", "--store", sqlite_store.url]) == 0
+    assert KEY.hex() not in capsys.readouterr().out
+    assert run(["secret", "remove", "none", "--store", sqlite_store.url]) == 2
+    assert run(["secret", "new-key", str(setting.directory / "store.key")]) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--key", "wrap-key", "--store", "keys.db"],
+        ["--store", "keys.db"],
+        ["--store", "keys.db", "--store-key", "file:store.key", "--mrenclave", "00" * 32],
+        ["--store", "keys.db", "--store-key", "file:store.key", "--audit", "audit.db"],
+        ["--store", "keys.db", "--store-key", "file:store.key", "--accept-tcb", "OutOfDate"],
+    ],
+)
+def test_wrong_usage(
+    setting: Setting,
+    sqlite_store: Store,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(setting.directory)
+    setting.write_bundle(setting.platform)
+    fixed = ["serve", "--cert", "server.crt", "--cert-key", "server.key", "--listen", "localhost:0"]
+    assert run([*fixed, "--trust-simulated", "bundle.json", *arguments]) == 2
+    assert "hint:" in capsys.readouterr().err
+
+
+def test_an_address_that_comes_too_often_is_not_served(setting: Setting, serve: Serve) -> None:
+    server = serve("--rate", "0.1", "--burst", "2")
+    answers = [setting.fetch(server.port) for _ in range(3)]
+    assert ["key" in answer for answer in answers] == [True, True, False]
+
+
+def test_honest_clients_are_served_among_hostile_ones(setting: Setting, serve: Serve) -> None:
+    server = serve("--max-clients", "64", "--client-timeout", "30")
+    hostile = [Hostile(server.port, kind) for kind in range(40)]
+    context = setting.context(create_identity(setting.enclave().quote))
+    answers: list[bytes] = []
+
+    def ask() -> None:
+        answers.append(received(server.port, context, context.maximum_version))
+
+    threads = [threading.Thread(target=ask) for _ in range(60)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for client in hostile:
+        client.close()
+    assert [answer[-16:] for answer in answers] == [KEY] * 60
+
+
+class Hostile:
+    """A client that holds a connection: silent, half a hello, garbage, byte by byte."""
+
+    def __init__(self, port: int, kind: int) -> None:
+        self._socket = socket.create_connection(("localhost", port), 10)
+        self._stop = threading.Event()
+        messages = (b"", b"\x16\x03\x01\x02\x00\x01", b"\x00" * 10000, b"GET / HTTP/1.1\r\n")
+        self._thread = threading.Thread(target=self._drip, args=(messages[kind % 4],), daemon=True)
+        self._thread.start()
+
+    def _drip(self, message: bytes) -> None:
+        try:
+            for byte in message:
+                self._socket.sendall(bytes([byte]))
+                if self._stop.wait(0.05):
+                    return
+        except OSError:
+            return
+
+    def close(self) -> None:
+        self._stop.set()
+        self._socket.close()
+        self._thread.join(5)
+
+
+def test_two_servers_share_one_store(setting: Setting, store: Store, serve_store: Serve) -> None:
+    store.put("key", KEY, setting.enclave().mrenclave)
+    servers = [serve_store(*store.options) for _ in range(2)]
+    results: list[Any] = []
+
+    def ask(port: int) -> None:
+        results.append(setting.fetch(port).get("key"))
+
+    threads = [
+        threading.Thread(target=ask, args=(server.port,)) for server in servers for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert results == [KEY.hex()] * 6
+    assert store.log().verify().records == 6
+
+
+def test_kill_9_under_load_loses_no_recorded_release(
+    setting: Setting, sqlite_store: Store, serve_store: Serve
+) -> None:
+    sqlite_store.put("key", KEY, setting.enclave().mrenclave)
+    server = serve_store(*sqlite_store.options)
+    context = setting.context(create_identity(setting.enclave().quote))
+    released: list[bytes] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                answer = received(server.port, context, context.maximum_version)
+            except OSError:
+                return
+            if answer.endswith(KEY):
+                released.append(answer)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(released) >= 40)
+    server.process.send_signal(signal.SIGKILL)
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert sqlite_store.log().verify().records >= len(released)
