@@ -376,7 +376,7 @@ class TrustedIndexError(RefusedError):
 class SandboxError(CloisterError):
     """The kernel does not permit what a run needs: namespaces, FUSE mounts, devices."""
 
-    default_hint = "README.md, section Requirements, lists what the kernel has to permit"
+    default_hint = "cloister doctor tells what is missing, and the command that enables it"
 
 
 class ProgramStartError(CloisterError):

@@ -193,3 +193,25 @@ def _wait_until_gone(marker: str) -> None:
     while _processes_with(marker):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_shell_to_look_around(app: App, own: bool) -> None:
+    """The tree is the manifest's; one without a shell gets the host's, apart."""
+    (app.directory / "data").write_text("data\n")
+    if own:
+        app.direct(["/bin/true"])
+    else:
+        app.settings["libos.entrypoint"] = '"/no/such/program"'
+        (app.directory / "app.manifest").write_text(app.text())
+    shell = ("run", "--mode", "direct", "--shell", "app")
+    done = app.cloister(
+        *shell, input="cat /data; ls /usr >/dev/null && echo whole; exit 4", expect=4
+    )
+    assert done.stdout == ("data\nwhole\n" if own else "data\n")
+    assert app.cloister(*shell, "-c", "ls -a /").stdout.count(".cloister-shell") == (not own)
+
+
+def test_no_shell_in_an_enclave(app: App) -> None:
+    done = app.cloister("run", "--shell", "app", expect=2)
+    assert "hint: cloister run --mode direct --shell app" in done.stderr

@@ -46,6 +46,7 @@ COMMANDS: dict[str, Entry] = {
     "audit": Entry("cloister.cli.audit:audit", "Read and verify a key server's audit log."),
     "serve": Entry("cloister.cli.serve:serve", "Release a key to the enclave you expect."),
     "run": Entry("cloister.cli.run:run", "Run a program in its enclave."),
+    "doctor": Entry("cloister.cli.doctor:doctor", "Tell whether programs can run here."),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ import click
 
 if TYPE_CHECKING:
     from cloister.platforms.base import Enclave
+    from cloister.runtime.journal import Journal
+    from cloister.runtime.launch import Program
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="The measured runtime image, if `cloister build --libpal` was given one.",
 )
+@click.option(
+    "--shell", is_flag=True, help="Direct mode: start a shell there instead, to look around."
+)
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -36,6 +42,7 @@ def run(
     mode: str,
     platform_name: str | None,
     libpal: Path | None,
+    shell: bool,
 ) -> int:
     """Run APP with ARGUMENTS; exit with the program's own code.
 
@@ -44,23 +51,88 @@ def run(
     \b
     Example:  cloister run pytorch
               cloister run --mode direct pytorch
+              cloister run --mode direct --shell pytorch
     """
-    import os
-    import sys
-
-    from cloister.runtime.journal import Journal
-    from cloister.runtime.launch import run as launch
-    from cloister.runtime.load import direct_program, enclave_program
-
-    def write(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    journal = Journal(write)
     debug = bool(ctx.find_root().params.get("debug"))
     if mode == "direct":
-        program = direct_program(app, arguments, os.environ, debug=debug)
-        return launch(program, None, journal)
+        return run_direct(app, arguments, debug=debug, shell=shell)
+    if shell:
+        from cloister.errors import InputError
+
+        raise InputError(
+            "--shell: an enclave runs what was signed and measured, not a shell",
+            hint=f"cloister run --mode direct --shell {app} shows the same tree",
+        )
+    return run_enclave(app, arguments, platform_name=platform_name, libpal=libpal, debug=debug)
+
+
+def run_direct(
+    app: Path,
+    arguments: Sequence[str],
+    *,
+    debug: bool = False,
+    shell: bool = False,
+    drop_arguments: bool = False,
+) -> int:
+    """Run ``APP.manifest`` in direct mode and return the program's exit code.
+
+    Args:
+        app: path without suffix.
+        arguments: for the program.
+        debug: show tracebacks of our own defects.
+        shell: start a shell instead, with these arguments.
+        drop_arguments: drop those that the manifest overrides, as Graphene does, with a message.
+
+    Raises:
+        CloisterError: the run did not come to the program's start.
+    """
+    import os
+
+    from cloister.runtime.launch import run as launch
+    from cloister.runtime.load import direct_program
+
+    journal = _journal()
+    program = direct_program(app, arguments, os.environ, debug=debug)
+    if drop_arguments:
+        _drop_arguments(program, journal)
+    if shell:
+        from cloister.runtime.shell import with_shell
+
+        program = with_shell(program, arguments)
+    return launch(program, None, journal)
+
+
+def run_enclave(
+    app: Path,
+    arguments: Sequence[str],
+    *,
+    platform_name: str | None = None,
+    libpal: Path | None = None,
+    debug: bool = False,
+    drop_arguments: bool = False,
+) -> int:
+    """Run a signed application in its enclave and return the program's exit code.
+
+    Args:
+        app: path without suffix.
+        arguments: for the program.
+        platform_name: where the enclave runs; None takes the best here.
+        libpal: the measured runtime image; None takes this installation's.
+        debug: show tracebacks of our own defects.
+        drop_arguments: drop those that the manifest overrides, as Graphene does, with a message.
+
+    Raises:
+        CloisterError: the run did not come to the program's start.
+    """
+    import os
+
+    from cloister.runtime.launch import run as launch
+    from cloister.runtime.load import enclave_program
+
+    journal = _journal()
     signed = enclave_program(app, arguments, os.environ, debug=debug)
+    if drop_arguments:
+        _drop_arguments(signed.program, journal)
 
     def start() -> Enclave:
         enclave = signed.start(platform_name, libpal)
@@ -72,3 +144,22 @@ def run(
         return enclave
 
     return launch(signed.program, start, journal)
+
+
+def _drop_arguments(program: Program, journal: Journal) -> None:
+    """Drop arguments that the manifest overrides."""
+    loader = program.manifest.loader
+    for key, value in (("argv", loader.argv), ("argv_src_file", loader.argv_src_file)):
+        if value and program.arguments:
+            words = " ".join(program.arguments)
+            journal.note(f"command-line arguments are dropped, loader.{key} stands: {words}")
+            program.arguments = ()
+
+
+def _journal() -> Journal:
+    """Return a journal that writes to standard error at once."""
+    import sys
+
+    from cloister.runtime.journal import Journal
+
+    return Journal(lambda line: print(line, file=sys.stderr, flush=True))

@@ -34,6 +34,7 @@ _CREDENTIALS = struct.Struct("=iII")  # pid uid gid
 _STATUS = struct.Struct("=cI")  # kind, value
 _EXITED, _NOT_STARTED = b"x", b"e"
 _LENGTH = struct.Struct("=I")
+_PREPARING = "preparing the sandbox"
 _MACHINE_WIDE = ("sys", "sysrq-trigger", "irq", "bus", "fs")
 _LAST_STANDARD_STREAM = 2
 _FILTER_PROGRAM = filter_program()
@@ -139,12 +140,16 @@ class Sandbox:
 
         Raises:
             ProgramStartError: the program could not be started.
+            SandboxError: what the kernel was to mount over the tree could not be mounted.
         """
         try:
             self._learn_program()
             kind, value = _STATUS.unpack(self._receive(_STATUS.size))
             if kind == _NOT_STARTED:
-                raise ProgramStartError(self._receive(value).decode("utf-8", "replace"))
+                message = self._receive(value).decode("utf-8", "replace")
+                if message.startswith(_PREPARING):
+                    raise SandboxError(message)
+                raise ProgramStartError(message)
         except ConnectionError:
             return 128 + signal.SIGKILL
         return int(value)
@@ -241,7 +246,7 @@ def _run_as_process_one(control: socket.socket) -> NoReturn:
         code = _reap_until(program)
     except OSError as error:
         control.sendall(b"!")
-        _fail(control, f"preparing the sandbox: {error.filename or ''}: {error.strerror}")
+        _fail(control, f"{_PREPARING}: {error.filename or ''}: {error.strerror}")
     control.sendall(_STATUS.pack(_EXITED, code))
     os._exit(0)
 
