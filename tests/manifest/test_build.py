@@ -14,6 +14,7 @@ from cloister.errors import InputError, ManifestError, TrustedIndexError
 from cloister.manifest.build import Built, app_of, build, render_only
 from cloister.manifest.index import CHUNK_SIZE, UNKNOWN_SIZE
 from cloister.manifest.prepare import Format, Settings
+from cloister.manifest.rendering import Rendering
 from cloister.manifest.signed import load_signed
 from cloister.manifest.signing_key import load_signing_key
 from cloister.sgx.sigstruct import Sigstruct
@@ -47,8 +48,7 @@ def made(template: Path, **changes: Any) -> Built:
     definitions = changes.pop("definitions", {"program": "true"})
     date = changes.pop("date", "2026-11-22")
     return build(
-        template,
-        definitions=definitions,
+        Rendering(template, definitions),
         signing_key=load_signing_key(SIGNING / "key.pem"),
         date=date,
         settings=Settings(**(options | changes)),
@@ -208,7 +208,7 @@ def test_a_template_cannot_bring_its_own_index(template: Path) -> None:
 
 
 def test_direct_mode_only_renders(template: Path) -> None:
-    written = render_only(template, {"program": "true"})
+    written = render_only(Rendering(template, {"program": "true"}))
     assert written == template.parent / "app.manifest"
     assert written.read_text() == TEMPLATE.replace("{{ program }}", "true")
     assert "app.sig" not in contents(template.parent)

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.errors import InputError, ManifestError
+from cloister.manifest.definitions import parse_definitions
 from cloister.manifest.parse import ManifestText
-from cloister.manifest.template import Template, parse_definitions
+from cloister.manifest.template import Template
 
 
 def render(text: str, definitions: dict[str, str | bool] | None = None) -> str:

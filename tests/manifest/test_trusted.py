@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cloister.errors import CloisterError, InputError, ManifestError
 from cloister.manifest import hashing
-from cloister.manifest.cache import HashCache, IndexMemo
+from cloister.manifest.cache import HashCache, Memo
 from cloister.manifest.digests import Digests, digest, look, state_of
 from cloister.manifest.hashing import hash_file, hash_files, stamp_of
 from cloister.manifest.index import CHUNK_SIZE, UNKNOWN_SIZE, TrustedEntry
@@ -113,7 +113,7 @@ def test_what_cannot_be_trusted(base: Path, listed: list[str | TrustedFile], exp
 def digested(
     found: dict[str, Candidate], cache: HashCache | None = None, day: int = 0, whole: bool = True
 ) -> Digests:
-    seen = look(found, problem)
+    seen = look(found, FileTree(), problem)
     return digest(found, seen, cache or HashCache(None), problem, whole=whole, today=day)
 
 
@@ -325,7 +325,7 @@ def test_a_cache_that_others_can_write_is_not_used(disk: Path, cache_file: Path)
     assert hashed_now(disk, cache_file, "file:b") == 0
     cache_file.chmod(0o620)
     assert hashed_now(disk, cache_file, "file:b") == 1
-    memo = IndexMemo(cache_file.parent / "indexes")
+    memo = Memo(cache_file.parent / "indexes")
     memo.put(b"a" * 32, b"index")
     (cache_file.parent / "indexes" / (b"a" * 32).hex()).chmod(0o602)
     assert memo.get(b"a" * 32) is None
@@ -340,7 +340,7 @@ def test_without_cache_nothing_is_kept(disk: Path) -> None:
 
 def state(base: Path, *listed: str | TrustedFile) -> bytes:
     found = expanded(base, *listed)
-    return state_of(found, look(found, problem))
+    return state_of(found, look(found, FileTree(), problem))
 
 
 def test_the_state_changes_with_every_name_stamp_and_given_hash(base: Path) -> None:
@@ -363,13 +363,13 @@ def test_only_what_is_settled_may_be_remembered(disk: Path) -> None:
 
 def test_a_file_that_changes_after_it_was_seen_is_not_settled(disk: Path) -> None:
     found = expanded(disk, "file:b")
-    seen = look(found, problem)
+    seen = look(found, FileTree(), problem)
     settle(disk / "b")
     assert not digest(found, seen, HashCache(None), problem, whole=True, today=0).settled
 
 
 def test_indexes_are_kept_by_state(tmp_path: Path) -> None:
-    memo = IndexMemo(tmp_path / "indexes")
+    memo = Memo(tmp_path / "indexes")
     assert memo.get(b"a" * 32) is None
     for number in range(12):
         memo.put(bytes([number]) * 32, b"index %d" % number)
@@ -380,5 +380,5 @@ def test_indexes_are_kept_by_state(tmp_path: Path) -> None:
     file = tmp_path / "indexes" / (b"\x0b" * 32).hex()
     file.write_bytes(file.read_bytes()[:-1] + b"2")
     assert memo.get(b"\x0b" * 32) is None
-    IndexMemo(None).put(b"a" * 32, b"index")
-    assert IndexMemo(None).get(b"a" * 32) is None
+    Memo(None).put(b"a" * 32, b"index")
+    assert Memo(None).get(b"a" * 32) is None

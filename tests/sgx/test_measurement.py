@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cloister.errors import CloisterError, ElfError, MeasurementError
 from cloister.sgx.elf import PAGE_SIZE
-from cloister.sgx.measurement import Measurement, measure
+from cloister.sgx.measurement import Measurement, areas_of, measure
 
 ROOT = Path(__file__).resolve().parent.parent
 PAL = (ROOT / "data" / "signing" / "pal.so").read_bytes()
@@ -94,6 +94,13 @@ def _load(elf: bytes) -> bytes:
             memory.extend(bytes(-(-(vaddr + memsz) // PAGE_SIZE) * PAGE_SIZE - len(memory)))
             memory[vaddr : vaddr + filesz] = elf[at : at + filesz]
     return bytes(memory)
+
+
+@pytest.mark.parametrize("edmm", [False, True])
+def test_areas_without_measuring(edmm: bool) -> None:
+    result = measure_small(enclave_size=32 * MIB, max_threads=5, edmm=edmm)
+    areas = areas_of(b"", PAL, enclave_size=32 * MIB, max_threads=5, edmm=edmm)
+    assert areas == result.areas
 
 
 def test_every_input_changes_the_measurement() -> None:

@@ -66,22 +66,24 @@ def build(
     import gc
     import json
 
-    from cloister.cli import signing
-    from cloister.manifest.build import build as build_enclave
-    from cloister.manifest.build import render_only
-    from cloister.manifest.template import parse_definitions
+    from cloister.manifest.definitions import parse_definitions
+    from cloister.manifest.rendering import Rendering
 
     gc.disable()  # what a build allocates lives to its end; looking through it costs a tenth
-    definitions = parse_definitions(defines)
-    if mode == "direct":
-        written = str(render_only(template, definitions))
-        click.echo(json.dumps({"files": [written]}) if as_json else f"wrote       {written}")
-        return
-    built = build_enclave(
-        template,
-        definitions=definitions,
-        signing_key=signing.choose_key(key),
-        date=signing.choose_date(date),
-        settings=signing.settings(libpal, form, use_cache=not no_cache),
-    )
+    rendering = Rendering(template, parse_definitions(defines))
+    with rendering.ahead():
+        from cloister.cli import signing
+        from cloister.manifest.build import build as build_enclave
+        from cloister.manifest.build import render_only
+
+        if mode == "direct":
+            written = str(render_only(rendering))
+            click.echo(json.dumps({"files": [written]}) if as_json else f"wrote       {written}")
+            return
+        built = build_enclave(
+            rendering,
+            signing_key=signing.choose_key(key),
+            date=signing.choose_date(date),
+            settings=signing.settings(libpal, form, use_cache=not no_cache),
+        )
     signing.show(built, as_json=as_json)

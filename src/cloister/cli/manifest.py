@@ -41,7 +41,8 @@ def render(template: Path, defines: tuple[str, ...], output: Path) -> None:
     \b
     Example:  cloister manifest render app.manifest.template -D log_level=error -o app.manifest
     """
-    from cloister.manifest.template import Template, parse_definitions
+    from cloister.manifest.definitions import parse_definitions
+    from cloister.manifest.template import Template
 
     rendering = Template(read(template), parse_definitions(defines), source=shown(template))
     write(output, rendering.render())
@@ -127,8 +128,9 @@ def convert(file: Path, dialect: str, output: Path) -> None:
 def load(file: Path, defines: tuple[str, ...]) -> ManifestText:
     """Read a manifest; one whose name ends with ``.template`` is rendered."""
     from cloister.errors import InputError
+    from cloister.manifest.definitions import parse_definitions
     from cloister.manifest.parse import ManifestText
-    from cloister.manifest.template import Template, parse_definitions
+    from cloister.manifest.template import Template
 
     text = read(file)
     if file.suffix == ".template":

@@ -81,16 +81,15 @@ def measure(
 def prepare(file: Path, defines: tuple[str, ...], settings: Settings) -> Prepared:
     """Prepare a template or a rendered manifest."""
     from cloister.errors import InputError
-    from cloister.manifest.build import render_template
+    from cloister.manifest.build import manifest_of
+    from cloister.manifest.definitions import parse_definitions
     from cloister.manifest.prepare import prepare as prepare_text
+    from cloister.manifest.rendering import Rendering
     from cloister.manifest.sign import prepare_file, read_manifest
-    from cloister.manifest.template import parse_definitions
-    from cloister.manifest.tree import FileTree
 
     if file.suffix == ".template":
-        tree = FileTree()
-        text = render_template(file, parse_definitions(defines), tree)
-        return prepare_text(text, file.parent, settings, tree)
+        rendering = Rendering(file, parse_definitions(defines))
+        return prepare_text(manifest_of(rendering), file.parent, settings, rendering.tree)
     if defines:
         raise InputError(
             f"-D {defines[0]}: {file} is no template",

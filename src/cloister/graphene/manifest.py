@@ -25,7 +25,8 @@ def command(
     Example:  graphene-manifest -Dlog_level=error app.manifest.template app.manifest
     """
     from cloister.cli.manifest import read, shown, write
-    from cloister.manifest.template import Template, parse_definitions
+    from cloister.manifest.definitions import parse_definitions
+    from cloister.manifest.template import Template
 
     if (infile is None) == (string is None):
         raise click.UsageError("specify exactly one of (infile, -c)")

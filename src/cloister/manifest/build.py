@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +15,8 @@ from cloister.errors import InputError
 from cloister.files import write_atomically, write_together
 from cloister.manifest.parse import ManifestText
 from cloister.manifest.prepare import Prepared, Settings, prepare
+from cloister.manifest.rendering import Rendering
 from cloister.manifest.signed import TEMPLATE_SUFFIX, beside
-from cloister.manifest.template import Template
-from cloister.manifest.tree import FileTree
 from cloister.sgx.sigstruct import Sigstruct
 
 
@@ -51,45 +49,36 @@ def app_of(template: Path) -> Path:
     return template.with_name(template.name.removesuffix(TEMPLATE_SUFFIX))
 
 
-def render_template(
-    template: Path, definitions: Mapping[str, str | bool], tree: FileTree
-) -> ManifestText:
-    """Render a template file and validate the result.
+def manifest_of(rendering: Rendering) -> ManifestText:
+    """Validate what a template renders to.
 
     Raises:
         InputError: the file does not exist.
         ManifestError: the template or the manifest is wrong.
     """
-    rendering = Template(_read_text(template), definitions, source=str(template), tree=tree)
-    return ManifestText(rendering.render(), str(template), rendering.line_of)
+    return ManifestText(rendering.text, str(rendering.path), rendering.line_of)
 
 
-def render_only(template: Path, definitions: Mapping[str, str | bool]) -> Path:
+def render_only(rendering: Rendering) -> Path:
     """Render and check a template for direct mode; return the manifest that was written.
 
     Raises:
-        InputError, ManifestError: as :func:`render_template`.
+        InputError, ManifestError: as :func:`manifest_of`.
     """
-    app = app_of(template)
-    rendered = render_template(template, definitions, FileTree())
+    app = app_of(rendering.path)
+    rendered = manifest_of(rendering)
     path = beside(app, ".manifest")
     write_atomically(path, rendered.text.encode())
     return path
 
 
 def build(
-    template: Path,
-    *,
-    definitions: Mapping[str, str | bool],
-    signing_key: rsa.RSAPrivateKey,
-    date: str,
-    settings: Settings,
+    rendering: Rendering, *, signing_key: rsa.RSAPrivateKey, date: str, settings: Settings
 ) -> Built:
     """Render a template, hash its trusted files, measure, sign, and write the four files.
 
     Args:
-        template: ``APP.manifest.template``; relative URIs are relative to its directory.
-        definitions: names that the template may use.
+        rendering: of ``APP.manifest.template``; relative URIs are relative to its directory.
         signing_key: RSA-3072 with exponent 3.
         date: of the signature, ``YYYY-MM-DD``.
         settings: runtime image, format, cache.
@@ -97,10 +86,9 @@ def build(
     Raises:
         CloisterError: anything that is wrong with the inputs; nothing is written then.
     """
-    app = app_of(template)
-    tree = FileTree()
-    rendered = render_template(template, definitions, tree)
-    prepared = prepare(rendered, template.parent, settings, tree)
+    app = app_of(rendering.path)
+    rendered = manifest_of(rendering)
+    prepared = prepare(rendered, rendering.path.parent, settings, rendering.tree)
     modulus = signing_key.public_key().public_numbers().n
     sigstruct = prepared.sigstruct(modulus, date).sign(signing_key)
     files = {
@@ -111,12 +99,3 @@ def build(
     }
     written = write_together({beside(app, suffix): data for suffix, data in files.items()})
     return Built(written, prepared, sigstruct)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text") from error

@@ -17,7 +17,7 @@ from cloister.manifest.hashing import STAMP_SIZE
 from cloister.manifest.index import TrustedEntry, TrustedIndex, write_index
 
 _KEEP_DAYS = 60
-_KEEP_INDEXES = 8
+_KEEP_RESULTS = 8
 _COUNT = struct.Struct("<I")
 _RECORD = struct.Struct(f"<{STAMP_SIZE}sI")
 _DIGEST_SIZE = 32
@@ -126,34 +126,34 @@ def _unpack(data: bytes) -> tuple[bytes, TrustedIndex]:
     return body[_COUNT.size : end], index
 
 
-class IndexMemo:
-    """Whole indexes by the state of everything that is in them, so that they need not be made anew.
+class Memo:
+    """Results by a digest of everything that they follow from, so that they need not be made anew.
 
     Args:
-        directory: where they are kept, each as SHA-256 and index; None keeps none.
+        directory: where they are kept, each as its SHA-256 and itself; None keeps none.
     """
 
     def __init__(self, directory: Path | None) -> None:
         self._directory = directory
 
-    def get(self, state: bytes) -> bytes | None:
-        """Return the index for ``state``, or None."""
+    def get(self, key: bytes) -> bytes | None:
+        """Return the result for ``key``, or None."""
         if self._directory is None:
             return None
         try:
-            data = _read_own(self._directory / state.hex())
+            data = _read_own(self._directory / key.hex())
         except (OSError, TrustedIndexError):
             return None
-        index = data[_DIGEST_SIZE:]
-        return index if hashlib.sha256(index).digest() == data[:_DIGEST_SIZE] else None
+        result = data[_DIGEST_SIZE:]
+        return result if hashlib.sha256(result).digest() == data[:_DIGEST_SIZE] else None
 
-    def put(self, state: bytes, index: bytes) -> None:
-        """Keep the index for ``state``; only the youngest few are kept."""
+    def put(self, key: bytes, result: bytes) -> None:
+        """Keep the result for ``key``; only the youngest few are kept."""
         if self._directory is None:
             return
         self._directory.mkdir(parents=True, exist_ok=True)
-        data = hashlib.sha256(index).digest() + index
-        write_atomically(self._directory / state.hex(), data, mode=0o600)
+        data = hashlib.sha256(result).digest() + result
+        write_atomically(self._directory / key.hex(), data, mode=0o600)
         kept = sorted(self._directory.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        for path in kept[:-_KEEP_INDEXES]:
+        for path in kept[:-_KEEP_RESULTS]:
             path.unlink(missing_ok=True)

@@ -6,20 +6,13 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from cloister.errors import CloisterError
 from cloister.manifest.cache import HashCache
-from cloister.manifest.hashing import Progress, ShowProgress, hash_files, stamp_of, unseen
+from cloister.manifest.hashing import Progress, ShowProgress, hash_files, unseen
 from cloister.manifest.index import UNKNOWN_SIZE, TrustedEntry
+from cloister.manifest.tree import FileTree, Seen
 from cloister.manifest.trusted import Candidate, Problem
-
-
-class Seen(NamedTuple):
-    """What the disk says of one file: size in bytes, and its stamp."""
-
-    size: int
-    stamp: bytes
 
 
 @dataclass(frozen=True)
@@ -38,7 +31,7 @@ class Digests:
     settled: bool
 
 
-def look(candidates: Mapping[str, Candidate], problem: Problem) -> dict[str, Seen]:
+def look(candidates: Mapping[str, Candidate], tree: FileTree, problem: Problem) -> dict[str, Seen]:
     """Return size and stamp of each file that is to be hashed, by its name on this machine.
 
     Raises:
@@ -48,27 +41,24 @@ def look(candidates: Mapping[str, Candidate], problem: Problem) -> dict[str, See
     for candidate in candidates.values():
         if candidate.sha256 is None:
             try:
-                status = os.stat(candidate.host)  # noqa: PTH116  (a Path would cost a second)
+                seen[candidate.host] = tree.seen(candidate.host)
             except OSError as error:
                 if candidate.named:
                     raise _unreadable(candidate, error, problem) from error
-                continue
-            seen[candidate.host] = Seen(status.st_size, stamp_of(status))
     return seen
 
 
 def state_of(candidates: Mapping[str, Candidate], seen: Mapping[str, Seen]) -> bytes:
     """Return a digest that changes whenever a name, a stamp or a given hash does, 32 bytes."""
-    parts: list[bytes] = []
-    for path, candidate in candidates.items():
-        known = seen.get(candidate.host)
-        if known is not None:
-            parts += (os.fsencode(path), b"\0seen", known.stamp)
-        elif candidate.sha256 is not None:
-            parts += (os.fsencode(path), b"\0told", candidate.sha256)
-        else:
-            parts += (os.fsencode(path), b"\0none")
-    return hashlib.sha256(b"".join(parts)).digest()
+    names = os.fsencode("\0".join(candidates))
+    known = [_state(candidate, seen.get(candidate.host)) for candidate in candidates.values()]
+    return hashlib.sha256(hashlib.sha256(names).digest() + b"".join(known)).digest()
+
+
+def _state(candidate: Candidate, seen: Seen | None) -> bytes:
+    if seen is not None:
+        return b"seen" + seen.stamp
+    return b"none" if candidate.sha256 is None else b"told" + candidate.sha256
 
 
 def digest(

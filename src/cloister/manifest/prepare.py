@@ -9,12 +9,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import tomli_w
 
+from cloister import __version__
 from cloister.files import cache_home
-from cloister.manifest.cache import HashCache, IndexMemo
+from cloister.manifest.cache import HashCache, Memo
 from cloister.manifest.digests import Digests, digest, look, state_of
 from cloister.manifest.hashing import ShowProgress, unseen
 from cloister.manifest.index import TrustedEntry, TrustedIndex, write_index
@@ -23,7 +24,7 @@ from cloister.manifest.parse import ManifestText
 from cloister.manifest.tree import FileTree
 from cloister.manifest.trusted import expand
 from cloister.sgx.features import enclave_attributes
-from cloister.sgx.measurement import Measurement, measure
+from cloister.sgx.measurement import Measurement, areas_of, measure
 from cloister.sgx.sigstruct import Sigstruct, encode_date
 
 
@@ -142,7 +143,7 @@ def prepare(text: ManifestText, base: Path, settings: Settings, tree: FileTree) 
         document = _with_index(text.document, index)
     signed = tomli_w.dumps(document).encode()
     manifest = Manifest.model_validate(document)
-    measurement = measure_manifest(signed, manifest, settings.libpal)
+    measurement = _remembered(signed, manifest, settings)
     return Prepared(signed, index, manifest, measurement, trusted.amount(), notes)
 
 
@@ -166,14 +167,38 @@ def prepare_final(data: bytes, text: ManifestText, index: bytes | None, libpal: 
 
 def measure_manifest(signed: bytes, manifest: Manifest, libpal: bytes) -> Measurement:
     """Measure a signed manifest with the size, threads and EDMM that it asks for."""
+    return measure(signed, libpal, **_shape(manifest))
+
+
+class _Shape(TypedDict):
+    enclave_size: int
+    max_threads: int
+    edmm: bool
+
+
+def _shape(manifest: Manifest) -> _Shape:
     sgx = manifest.sgx
-    return measure(
-        signed,
-        libpal,
-        enclave_size=sgx.enclave_size,
-        max_threads=sgx.max_threads,
-        edmm=sgx.edmm_enable,
-    )
+    return {
+        "enclave_size": sgx.enclave_size,
+        "max_threads": sgx.max_threads,
+        "edmm": sgx.edmm_enable,
+    }
+
+
+def _remembered(signed: bytes, manifest: Manifest, settings: Settings) -> Measurement:
+    """Measure, unless exactly this was measured before: 4 GiB cost 100 MB of hashing."""
+    caches = cache_home() if settings.use_cache else None
+    memo = Memo(None if caches is None else caches / "measurements")
+    shape = _shape(manifest)
+    key = hashlib.sha256(f"{__version__} {sorted(shape.items())}\n".encode())
+    for part in (signed, settings.libpal):
+        key.update(hashlib.sha256(part).digest())
+    known = memo.get(key.digest())
+    if known is not None:
+        return Measurement(known, areas_of(signed, settings.libpal, **shape))
+    measured = measure(signed, settings.libpal, **shape)
+    memo.put(key.digest(), measured.mrenclave)
+    return measured
 
 
 class _Trusted:
@@ -190,12 +215,12 @@ class _Trusted:
             self._problem,
             bare_directories=text.graphene,
         )
-        self._seen = look(self._candidates, self._problem)
+        self._seen = look(self._candidates, tree, self._problem)
         self._hashed = 0
 
     def index(self) -> bytes:
         """Return the index of the files, as it was last time if nothing changed since."""
-        memo = IndexMemo(
+        memo = Memo(
             None if self._caches is None or self._settings.whole else self._caches / "indexes"
         )
         state = state_of(self._candidates, self._seen)

@@ -8,13 +8,13 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from cloister.errors import CloisterError, InputError, ManifestError
+from cloister.errors import CloisterError, ManifestError
 from cloister.manifest.clib import runtime_directory
 from cloister.manifest.libraries import Libraries, read_dynamic
 from cloister.manifest.python_environment import PythonEnvironment, ask, python_environment
@@ -114,21 +114,6 @@ def _mark(text: str) -> str:
             )
         marked += value
     return marked
-
-
-def parse_definitions(texts: Iterable[str]) -> dict[str, str | bool]:
-    """Parse what was given with ``-D``: ``NAME=VALUE``, or ``NAME`` for true.
-
-    Raises:
-        InputError: a name that no template can use.
-    """
-    definitions: dict[str, str | bool] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not name.isidentifier():
-            raise InputError(f"-D {text!r}: {name!r} cannot be a name in a template")
-        definitions[name] = value if equals else True
-    return definitions
 
 
 def _jinja() -> jinja2.Environment:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cloister.errors import ElfError
 
@@ -39,8 +40,7 @@ _MAX_STRING = 4096
 Buffer = bytes | mmap.mmap
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """One program header; offsets, addresses and sizes are in bytes."""
 
     type: int

@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -143,18 +143,29 @@ def measure(
         ElfError: ``libpal`` is not a sound x86-64 ELF file.
         MeasurementError: the size is no power of two or too small, or the threads are out of range.
     """
-    _check_arguments(enclave_size, max_threads)
-    layout = _Layout(manifest, Elf(libpal, "runtime image"), enclave_size, max_threads)
-    areas: list[Area] = []
+    layout = _layout(manifest, libpal, enclave_size, max_threads)
     digest = hashlib.sha256()
     digest.update(struct.pack("<8sIQ44x", b"ECREATE", _SSA_FRAME_PAGES, enclave_size))
     for area, content in layout.measured():
-        areas.append(area)
         _add_measured(digest, area, content)
     for area in () if edmm else layout.free():
-        areas.append(area)
         _add_unmeasured(digest, area)
-    return Measurement(digest.digest(), tuple(areas))
+    return Measurement(digest.digest(), layout.areas(edmm=edmm))
+
+
+def areas_of(
+    manifest: bytes, libpal: bytes, *, enclave_size: int, max_threads: int, edmm: bool
+) -> tuple[Area, ...]:
+    """Return only the areas that :func:`measure` would measure, which takes no time.
+
+    Args, raises: as :func:`measure`.
+    """
+    return _layout(manifest, libpal, enclave_size, max_threads).areas(edmm=edmm)
+
+
+def _layout(manifest: bytes, libpal: bytes, enclave_size: int, max_threads: int) -> _Layout:
+    _check_arguments(enclave_size, max_threads)
+    return _Layout(manifest, Elf(libpal, "runtime image"), enclave_size, max_threads)
 
 
 def _check_arguments(enclave_size: int, max_threads: int) -> None:
@@ -188,6 +199,10 @@ class _Layout:
             self._place("sig_stack", _SIGNAL_STACK_BYTES, read_write) for _ in range(threads)
         ]
         self._place_pal(pal)
+
+    def areas(self, *, edmm: bool) -> tuple[Area, ...]:
+        """Return all areas in the order in which they are added."""
+        return (*(area for area, _ in self.measured()), *(() if edmm else self.free()))
 
     def measured(self) -> Iterator[tuple[Area, bytes]]:
         """Yield the measured areas with their content; what it does not reach is zero."""
@@ -286,48 +301,76 @@ class _Layout:
 
 
 _EADD = struct.Struct("<8sQQ40x")
-_MEASURED_PAGE = struct.Struct("<8sQQ40x" + f"8sQ48x{_CHUNK}s" * (PAGE_SIZE // _CHUNK))
+_EXTENDED_CHUNK = struct.Struct(f"<8sQ48x{_CHUNK}s")
 _CHUNK_STARTS = range(0, PAGE_SIZE, _CHUNK)
-_ZERO_PAGE = (bytes(_CHUNK),) * len(_CHUNK_STARTS)
 
 
 def _add_measured(digest: Hasher, area: Area, content: bytes) -> None:
     """Add EADD of every page, each followed by EEXTEND of its 16 chunks."""
-    padded = content.ljust(_round_up(len(content)), b"\0")
-    for page in range(0, area.size, PAGE_SIZE):
-        chunks = _chunks(padded, page) if page < len(padded) else _ZERO_PAGE
-        extends: list[int | bytes] = []
-        for start, chunk in zip(_CHUNK_STARTS, chunks, strict=True):
-            extends += (b"EEXTEND", area.address + page + start, chunk)
-        digest.update(_MEASURED_PAGE.pack(b"EADD", area.address + page, area.flags, *extends))
+    for page in range(0, _round_up(len(content)), PAGE_SIZE):
+        padded = content[page : page + PAGE_SIZE].ljust(PAGE_SIZE, b"\0")
+        digest.update(_measured_page(area.address + page, area.flags, padded))
+    # Stacks are most of what is measured, and are empty.
+    digest_empty = _Records(area.flags, _EMPTY_PAGES, _measured_page)
+    for records in digest_empty.between(area.address + _round_up(len(content)), area.end):
+        digest.update(records)
 
 
-def _chunks(content: bytes, page: int) -> tuple[bytes, ...]:
-    return tuple(content[page + start : page + start + _CHUNK] for start in _CHUNK_STARTS)
+def _measured_page(address: int, flags: int, content: bytes = bytes(PAGE_SIZE)) -> bytes:
+    records = [_EADD.pack(b"EADD", address, flags)]
+    records += (
+        _EXTENDED_CHUNK.pack(b"EEXTEND", address + start, content[start : start + _CHUNK])
+        for start in _CHUNK_STARTS
+    )
+    return b"".join(records)
 
 
 def _add_unmeasured(digest: Hasher, area: Area) -> None:
     """Add EADD of every page. Free memory is most of an enclave: a million pages in 4 GiB."""
-    for records in _eadd_records(area):
+    for records in _Records(area.flags, _FREE_PAGES, _free_page).between(area.address, area.end):
         digest.update(records)
 
 
-_BLOCK_PAGES = 4096
-_BLOCK_BYTES = _BLOCK_PAGES * PAGE_SIZE  # 2**24: within a block only offset bytes 1 and 2 vary
+def _free_page(address: int, flags: int) -> bytes:
+    return _EADD.pack(b"EADD", address, flags)
 
 
-def _eadd_records(area: Area) -> Iterator[memoryview]:
-    """Yield the 64-byte EADD records of ``area``, those of one aligned 16 MiB at a time."""
-    block = bytearray(
-        b"".join(_EADD.pack(b"EADD", page * PAGE_SIZE, area.flags) for page in range(_BLOCK_PAGES))
-    )
-    for base in range(area.address - area.address % _BLOCK_BYTES, area.end, _BLOCK_BYTES):
-        # The upper five bytes of all 4,096 page offsets at once: bytes 11 to 15 of each record.
-        for index, byte in enumerate(struct.pack("<Q", base)[3:], start=11):
-            block[index :: _EADD.size] = bytes([byte]) * _BLOCK_PAGES
-        first = max(area.address - base, 0) // PAGE_SIZE
-        last = min(area.end - base, _BLOCK_BYTES) // PAGE_SIZE
-        yield memoryview(block)[first * _EADD.size : last * _EADD.size].toreadonly()
+_FREE_PAGES = 4096
+_EMPTY_PAGES = 16
+_OFFSET_AT = 8  # the page or chunk offset in every record
+
+
+class _Records:
+    """The records of equal pages, many at a time.
+
+    A block of ``pages`` pages, a power of two, is made once; to move it, only the bytes of its
+    offsets above the block's own size have to be written, each byte for all records at once.
+
+    Args:
+        flags: of every page.
+        pages: how many at a time.
+        page: makes the records of the page at an offset: EADD, and EEXTEND where it is measured.
+    """
+
+    def __init__(self, flags: int, pages: int, page: Callable[[int, int], bytes]) -> None:
+        self._span = pages * PAGE_SIZE
+        self._block = bytearray(b"".join(page(n * PAGE_SIZE, flags) for n in range(pages)))
+        self._page_size = len(self._block) // pages
+        chunks = range(_EADD.size, self._page_size, _EXTENDED_CHUNK.size)
+        self._records = [0, *chunks]
+
+    def between(self, start: int, end: int) -> Iterator[memoryview]:
+        """Yield the records of the pages from ``start`` to ``end``, a block at a time."""
+        fixed = (self._span - 1).bit_length() // 8
+        pages = self._span // PAGE_SIZE
+        for base in range(start - start % self._span, end, self._span):
+            for number, byte in enumerate(struct.pack("<Q", base)[fixed:], start=fixed):
+                for record in self._records:
+                    at = record + _OFFSET_AT + number
+                    self._block[at :: self._page_size] = bytes([byte]) * pages
+            first = max(start - base, 0) // PAGE_SIZE * self._page_size
+            last = min(end - base, self._span) // PAGE_SIZE * self._page_size
+            yield memoryview(self._block)[first:last].toreadonly()
 
 
 def _round_down(value: int) -> int:
