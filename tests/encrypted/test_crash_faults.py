@@ -7,7 +7,7 @@ into 512-byte sectors or kept in part, file by file. Then the file is opened aga
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -111,8 +111,8 @@ class DiskFile:
     def pread(self, offset: int, length: int) -> bytes:
         return self.disk.now[self.name].pread(offset, length)
 
-    def pread_into(self, offset: int, buffer: memoryview) -> int:
-        return self.disk.now[self.name].pread_into(offset, buffer)
+    def preadv(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        return self.disk.now[self.name].preadv(offset, buffers)
 
     def pwrite(self, offset: int, data: Buffer) -> None:
         self.disk.write(self.name, offset, bytes(data))

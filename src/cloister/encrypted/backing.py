@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -21,8 +22,8 @@ class Backing(Protocol):
     def pread(self, offset: int, length: int) -> bytes:
         """Return up to ``length`` bytes; fewer only at the end."""
 
-    def pread_into(self, offset: int, buffer: memoryview) -> int:
-        """Fill ``buffer``; return how many bytes there were, fewer only at the end."""
+    def preadv(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill ``buffers`` in turn; return how many bytes there were, fewer only at the end."""
 
     def pwrite(self, offset: int, data: Buffer) -> None:
         """Write all of ``data``; a gap behind the end is filled with zeros."""
@@ -66,11 +67,14 @@ class MemoryBacking:
         """Return up to ``length`` bytes."""
         return bytes(self._content[offset : offset + length])
 
-    def pread_into(self, offset: int, buffer: memoryview) -> int:
-        """Fill ``buffer`` as far as there are bytes."""
-        part = self._content[offset : offset + len(buffer)]
-        buffer[: len(part)] = part
-        return len(part)
+    def preadv(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill ``buffers`` as far as there are bytes."""
+        done = 0
+        for buffer in buffers:
+            part = self._content[offset + done : offset + done + len(buffer)]
+            buffer[: len(part)] = part
+            done += len(part)
+        return done
 
     def pwrite(self, offset: int, data: Buffer) -> None:
         """Write all of ``data``."""
@@ -107,16 +111,22 @@ class StreamBacking:
     def pread(self, offset: int, length: int) -> bytes:
         """Return up to ``length`` bytes."""
         buffer = bytearray(length)
-        return bytes(buffer[: self.pread_into(offset, memoryview(buffer))])
+        return bytes(buffer[: self.preadv(offset, [memoryview(buffer)])])
 
-    def pread_into(self, offset: int, buffer: memoryview) -> int:
-        """Fill ``buffer`` as far as there are bytes."""
+    def preadv(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill ``buffers`` as far as there are bytes."""
         self._stream.seek(offset)
         done = 0
-        while done < len(buffer):
-            count = self._stream.readinto(buffer[done:])
-            if not count:
+        for buffer in buffers:
+            count = self._read_full(buffer)
+            done += count
+            if count < len(buffer):
                 break
+        return done
+
+    def _read_full(self, buffer: memoryview) -> int:
+        done = 0
+        while done < len(buffer) and (count := self._stream.readinto(buffer[done:])):
             done += count
         return done
 
@@ -224,13 +234,13 @@ class FileBacking:
             data += more
         return data
 
-    def pread_into(self, offset: int, buffer: memoryview) -> int:
-        """Fill ``buffer`` as far as there are bytes."""
-        done = 0
-        while done < len(buffer):
-            count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
-            if not count:
-                break
+    def preadv(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill ``buffers`` as far as there are bytes."""
+        done = os.preadv(self._descriptor, buffers, offset)
+        wanted, count = sum(map(len, buffers)), done
+        while done < wanted and count:
+            buffers = _behind(buffers, count)
+            count = os.preadv(self._descriptor, buffers, offset + done)
             done += count
         return done
 
@@ -259,6 +269,15 @@ class FileBacking:
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
+
+
+def _behind(buffers: Sequence[memoryview], count: int) -> Sequence[memoryview]:
+    """Return what is left of ``buffers`` behind the first ``count`` bytes."""
+    for index, buffer in enumerate(buffers):
+        if count < len(buffer):
+            return [buffer[count:], *buffers[index + 1 :]]
+        count -= len(buffer)
+    return []
 
 
 class FileRecoveryStore:

@@ -198,8 +198,7 @@ class DataNodes:
         """Read and decrypt ``count`` nodes of one run from the host."""
         entries = self._tree.data_entries(first, count)
         buffer = run_buffer()
-        cipher = buffer.cipher[: count * NODE_SIZE]
-        got = self._main.pread_into(data_node(first) * NODE_SIZE, cipher)
+        got = self._main.preadv(data_node(first) * NODE_SIZE, buffer.slots[:count])
         if got < count * NODE_SIZE:
             raise self._cut_short(data_node(first) + got // NODE_SIZE)
         try:

@@ -10,7 +10,7 @@ content) is left alone. Nothing is written before that.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from cloister.encrypted import checks
@@ -181,11 +181,20 @@ class RecoveredView:
     def pread(self, offset: int, length: int) -> bytes:
         """Return up to ``length`` bytes."""
         buffer = bytearray(length)
-        return bytes(buffer[: self.pread_into(offset, memoryview(buffer))])
+        return bytes(buffer[: self.preadv(offset, [memoryview(buffer)])])
 
-    def pread_into(self, offset: int, buffer: memoryview) -> int:
-        """Fill ``buffer``, nodes of the recovery file instead of those that replaced them."""
-        done = self._main.pread_into(offset, buffer)
+    def preadv(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """Fill ``buffers``, with nodes of the recovery file for those that replaced them."""
+        done = 0
+        for buffer in buffers:
+            count = self._fill(offset + done, buffer)
+            done += count
+            if count < len(buffer):
+                break
+        return done
+
+    def _fill(self, offset: int, buffer: memoryview) -> int:
+        done = self._main.preadv(offset, [buffer])
         first, last = offset // NODE_SIZE, (offset + len(buffer) - 1) // NODE_SIZE
         for node in range(first, last + 1):
             old = self._old(node)
