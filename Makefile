@@ -93,6 +93,7 @@ $(BASE): requirements/base.txt pyproject.toml | $(BIN)/pip
 	@echo '==> Cloister and the packages it needs'
 	@$(WHEELS) -r requirements/base.txt
 	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q src/cloister  # as pip does for what is not editable
 	@touch $@
 
 $(DEMO): requirements/demo.txt $(BASE)

@@ -55,6 +55,8 @@ class _Worker:
     def stop(self) -> None:
         self.close()
         os.kill(self.pid, signal.SIGINT)
+
+    def wait(self) -> None:
         os.waitpid(self.pid, 0)
 
 
@@ -127,6 +129,8 @@ def forked_map(
     finally:
         for worker in workers:
             worker.stop()
+        for worker in workers:
+            worker.wait()
 
 
 def _dispatch(workers: list[_Worker], count: int) -> Iterator[tuple[int, Any]]:
