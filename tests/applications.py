@@ -121,7 +121,9 @@ class App:
         self.build_shell()
         return self.run_shell(script, expect)
 
-    def enclave_python(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def enclave_python(
+        self, program: str, *arguments: str, expect: int | None = 0
+    ) -> subprocess.CompletedProcess[str]:
         """Build an enclave around the interpreter that runs the tests, and run a program in it."""
         self.mount("/programs", f"file:{PROGRAMS}")
         self.trusted += [f"file:{PROGRAMS}/{path.name}" for path in PROGRAMS.iterdir()]
@@ -135,4 +137,4 @@ class App:
                 trusted='{% for f in python.trusted_files %}"{{ f }}", {% endfor %}',
             )
         )
-        return self.cloister("run", "app")
+        return self.cloister("run", "app", expect=expect)

@@ -127,6 +127,9 @@ HONOURED = {
     "sgx.seal_key",
     "sgx.trusted_files",
     "sgx.use_exinfo",
+    "sys.disallow_subprocesses",
+    "sys.fds",
+    "sys.stack",
 }
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from cloister.manifest.locate import KeyPath
 
-_KERNEL = "the kernel does this, with its own limits"
 _NO_TRANSITIONS = "there are no enclave transitions to be sped up or counted"
 _LOG = "what is denied or fails is always reported on standard error, and nothing else"
 
@@ -17,14 +16,9 @@ WITHOUT_EFFECT: dict[tuple[str, str], str] = {
     ("loader", "log_file"): _LOG,
     ("loader", "insecure__disable_aslr"): "addresses stay random",
     ("libos", "check_invalid_pointers"): "the kernel always checks pointers",
-    ("sys", "stack"): _KERNEL,
-    ("sys", "brk"): _KERNEL,
-    ("sys", "fds"): _KERNEL,
+    ("sys", "brk"): "the kernel could limit it only together with all other private memory",
     ("sys", "insecure__allow_eventfd"): "eventfd always works, inside the enclave alone",
     ("sys", "enable_sigterm_injection"): "SIGTERM always reaches the program",
-    ("sys", "disallow_subprocesses"): (
-        "the program can start processes; they are in the same enclave, under the same rules"
-    ),
     ("sys", "enable_extra_runtime_domain_names_conf"): (
         "host name and resolver are those that the mounts show"
     ),

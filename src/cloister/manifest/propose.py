@@ -178,6 +178,7 @@ class _Proposer:
     def _enclave(self) -> Iterator[str]:
         yield _line("sgx.enclave_size", "4G")
         yield _line("sgx.max_threads", 64)
+        yield _line("sys.stack.size", "8M")
         inputs = [path for path in self._observed.read if self._is_input(path)]
         code = [path for path in self._observed.read if path not in set(inputs)]
         yield "sgx.trusted_files = ["

@@ -40,6 +40,10 @@ class Journal:
         if mend:
             self._write(f"hint: {mend}")
 
+    def limit(self, reached: str) -> None:
+        """Tell of a limit that the program reached."""
+        self._write(f"cloister: limit: {reached}")
+
     def let_through(self, path: str, intent: Intent) -> None:
         """Remember a file that ``allow_all_but_log`` let through."""
         self._let_through.setdefault(path, intent)

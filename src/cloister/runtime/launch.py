@@ -28,6 +28,7 @@ from cloister.runtime.attestation import SEALING_KEYS, attestation_directory
 from cloister.runtime.environment import arguments, declared, environment
 from cloister.runtime.journal import Journal
 from cloister.runtime.keyring import DEFAULT_KEY, Keyring
+from cloister.runtime.limits import limits_of
 from cloister.runtime.policy import DirectRules, EnclaveRules, PathSet, Rules
 from cloister.runtime.sandbox import Plan, Sandbox, harden_this_process
 from cloister.runtime.scene import Scene
@@ -133,6 +134,7 @@ class _Run:
             environment=variables,
             directory=self._manifest.fs.start_dir,
             mounts=self._tree.kernel_mounts,
+            limits=limits_of(self._manifest, enclave=self._enclave is not None),
         )
         # What is loaded by now stays to the end; the collector need not look at it again.
         gc.freeze()
@@ -140,7 +142,7 @@ class _Run:
             sandbox.start(plan)
             view = View(self._tree.root)
             Server(sandbox.fuse, view, self._crashed, on_request=alertness.beat).serve()
-            return sandbox.result()
+            return sandbox.result(self._journal.limit)
 
     def _provision(self, settings: dict[str, str]) -> dict[str, str]:
         """Fetch a secret if the manifest asks for one; return variables for the program."""

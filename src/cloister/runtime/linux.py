@@ -29,15 +29,21 @@ MNT_DETACH = 2
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
-_PR_SET_SECCOMP = 22
 _PR_CAPBSET_DROP = 24
 _PR_SET_SECUREBITS = 28
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _SECBIT_NOROOT_AND_LOCKS = 0b00101111  # NOROOT, NO_SETUID_FIXUP, their locks, KEEP_CAPS locked
-_SECCOMP_MODE_FILTER = 2
+_SECCOMP_SET_MODE_FILTER = 1
+_SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+_LANDLOCK_FIRST_WITH_SCOPES = 6
+_LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET = 1
 _SYS_CAPSET = 126
 _SYS_PIVOT_ROOT = 155
+_SYS_SECCOMP = 317
+_SYS_LANDLOCK_CREATE_RULESET = 444
+_SYS_LANDLOCK_RESTRICT_SELF = 446
 _CAPABILITY_VERSION_3 = 0x20080522
 _LAST_POSSIBLE_CAPABILITY = 63
 
@@ -114,17 +120,43 @@ def drop_privileges() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
-def install_filter(program: bytes) -> None:
+def install_filter(program: bytes, *, listener: bool = False) -> int | None:
     """Install a system call filter for good; needs no-new-privileges.
 
     Args:
         program: array of ``struct sock_filter``, 8 bytes each.
+        listener: return a descriptor through which another process answers the calls for which
+            the filter asks.
     """
     memory = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("=H6xQ", len(program) // 8, ctypes.addressof(memory))
     pointer = ctypes.create_string_buffer(header, len(header))
-    result = _libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), pointer, 0, 0)
-    _check(result, "system call filter")
+    flags = ctypes.c_ulong(_SECCOMP_FILTER_FLAG_NEW_LISTENER if listener else 0)
+    result = _libc.syscall(_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, pointer)
+    _check(min(result, 0), "system call filter")
+    return int(result) if listener else None
+
+
+def leave_abstract_sockets_of_others() -> None:
+    """Keep the calling process from UNIX sockets with abstract names that others made.
+
+    Such names belong to the network namespace, which a program shares with the host. Landlock can
+    do this since Linux 6.12; on an older kernel nothing is done.
+    """
+    version = _libc.syscall(
+        _SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_CREATE_RULESET_VERSION
+    )
+    if version < _LANDLOCK_FIRST_WITH_SCOPES:
+        return
+    ruleset = struct.pack("=QQQ", 0, 0, _LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET)
+    descriptor = _libc.syscall(
+        _SYS_LANDLOCK_CREATE_RULESET, ruleset, ctypes.c_size_t(len(ruleset)), 0
+    )
+    _check(min(descriptor, 0), "Landlock ruleset")
+    try:
+        _check(_libc.syscall(_SYS_LANDLOCK_RESTRICT_SELF, descriptor, 0), "Landlock")
+    finally:
+        os.close(descriptor)
 
 
 def _prctl(option: int, value: int) -> None:

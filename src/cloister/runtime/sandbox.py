@@ -10,14 +10,17 @@ mount of the other; nothing has a name on the host.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import stat
 import struct
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import NoReturn
@@ -25,19 +28,20 @@ from typing import NoReturn
 from cloister.errors import ProgramStartError, SandboxError
 from cloister.runtime import linux
 from cloister.runtime.forks import FOR_THE_PROGRAM, fork_into, never_returning
+from cloister.runtime.limits import Limits, impose
 from cloister.runtime.seccomp import filter_program
+from cloister.runtime.supervisor import Supervisor
 from cloister.runtime.tree import KernelMount
 
 _STAGING = "/tmp"  # noqa: S108  (covered by a mount that only the new namespace sees)
 _HOSTNAME = "localhost"
 _CREDENTIALS = struct.Struct("=iII")  # pid uid gid
 _STATUS = struct.Struct("=cI")  # kind, value
-_EXITED, _NOT_STARTED = b"x", b"e"
+_EXITED, _NOT_STARTED, _TOLD = b"x", b"e", b"t"
 _LENGTH = struct.Struct("=I")
 _PREPARING = "preparing the sandbox"
 _MACHINE_WIDE = ("sys", "sysrq-trigger", "irq", "bus", "fs")
 _LAST_STANDARD_STREAM = 2
-_FILTER_PROGRAM = filter_program()
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Plan:
         environment: its whole environment.
         directory: where it starts.
         mounts: what the kernel mounts over the tree, in order.
+        limits: what it may have at most.
     """
 
     executable: str
@@ -57,6 +62,7 @@ class Plan:
     environment: dict[str, str]
     directory: str
     mounts: list[KernelMount]
+    limits: Limits
 
 
 class Sandbox:
@@ -135,8 +141,11 @@ class Sandbox:
                 with suppress(ProcessLookupError):
                     self._program = os.pidfd_open(_CREDENTIALS.unpack(data)[0])
 
-    def result(self) -> int:
+    def result(self, tell: Callable[[str], None]) -> int:
         """Return the program's exit code as a shell would, after the tree is gone.
+
+        Args:
+            tell: called with a sentence for each limit that the program reached.
 
         Raises:
             ProgramStartError: the program could not be started.
@@ -145,6 +154,9 @@ class Sandbox:
         try:
             self._learn_program()
             kind, value = _STATUS.unpack(self._receive(_STATUS.size))
+            while kind == _TOLD:
+                tell(self._receive(value).decode("ascii"))
+                kind, value = _STATUS.unpack(self._receive(_STATUS.size))
             if kind == _NOT_STARTED:
                 message = self._receive(value).decode("utf-8", "replace")
                 if message.startswith(_PREPARING):
@@ -239,11 +251,17 @@ def _run_as_process_one(control: socket.socket) -> NoReturn:
         _protect_the_machine()
         os.chdir(_STAGING)
         linux.pivot_root_here()
+        ours, theirs = socket.socketpair()
         program = os.fork()
         if program == 0:
             with never_returning():
-                _become_program(control, plan)
-        code = _reap_until(program)
+                ours.close()
+                _become_program(control, theirs, plan)
+        theirs.close()
+        supervisor = Supervisor(_listener_from(ours), plan.limits)
+        code = _reap_until(program, supervisor)
+        for text in supervisor.reached.values():
+            control.sendall(_STATUS.pack(_TOLD, len(text)) + text.encode("ascii"))
     except OSError as error:
         control.sendall(b"!")
         _fail(control, f"{_PREPARING}: {error.filename or ''}: {error.strerror}")
@@ -255,6 +273,7 @@ def _receive_plan(control: socket.socket) -> Plan:
     (size,) = _LENGTH.unpack(_exactly(control, _LENGTH.size))
     fields = json.loads(_exactly(control, size))
     fields["mounts"] = [KernelMount(**mount) for mount in fields["mounts"]]
+    fields["limits"] = Limits(**fields["limits"])
     return Plan(**fields)
 
 
@@ -313,30 +332,73 @@ def _protect_the_machine() -> None:
             linux.mount("none", path, None, flags | linux.MS_REMOUNT | linux.MS_RDONLY)
 
 
-def _reap_until(program: int) -> int:
-    """Reap every orphan until the program ends; return its code as a shell would."""
+def _listener_from(program: socket.socket) -> int | None:
+    """Return the descriptor on which the program's calls wait for an answer, if some do."""
+    _, descriptors, _, _ = socket.recv_fds(program, 1, 1)
+    program.close()
+    return descriptors[0] if descriptors else None
+
+
+def _reap_until(program: int, supervisor: Supervisor) -> int:
+    """Reap every orphan and answer the program's calls until it ends; return its code.
+
+    The code is what a shell would show.
+    """
+    child_died, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    events = select.poll()
+    events.register(child_died, select.POLLIN)
+    if supervisor.listener is not None:
+        events.register(supervisor.listener, select.POLLIN)
     while True:
-        pid, status = os.wait()
-        if pid != program:
-            continue
-        code = os.waitstatus_to_exitcode(status)
-        return code if code >= 0 else 128 - code
+        for pid, status in _ended():
+            if pid == program:
+                code = os.waitstatus_to_exitcode(status)
+                return code if code >= 0 else 128 - code
+        for descriptor, event in events.poll():
+            if descriptor == child_died:
+                os.read(child_died, 4096)
+            elif event & select.POLLIN:
+                supervisor.answer()
+            else:
+                events.unregister(descriptor)  # nobody is left who could ask
 
 
-def _become_program(control: socket.socket, plan: Plan) -> NoReturn:
-    """Process 2: without privileges, become the program."""
+def _ended() -> Iterator[tuple[int, int]]:
+    """Reap, and yield number and status of, every child that has ended."""
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        yield pid, status
+
+
+def _become_program(control: socket.socket, init: socket.socket, plan: Plan) -> NoReturn:
+    """Process 2: without privileges, become the program.
+
+    Args:
+        control: the runtime, who is told why there is no program.
+        init: process 1, who gets the descriptor on which calls wait for its answer.
+        plan: what to become.
+    """
     try:
         control.sendall(b"!")  # its credentials tell the runtime this process's number
         for number in (*FOR_THE_PROGRAM, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         _keep_only_standard_streams()
-        _forbid_core_dumps()
         os.chdir(plan.directory)
         linux.drop_privileges()
-        linux.install_filter(_FILTER_PROGRAM)
+        linux.leave_abstract_sockets_of_others()
+        filter_of_calls = filter_program(plan.limits)
+        listener = linux.install_filter(filter_of_calls, listener=plan.limits.is_watched)
+        socket.send_fds(init, [b"!"], [] if listener is None else [listener])
+        impose(plan.limits)
         os.execve(plan.executable, plan.arguments, plan.environment)
     except OSError as error:
-        _fail(control, f"{error.filename or plan.executable}: cannot start: {error.strerror}")
+        hint = "; sys.stack.size has to hold them" if error.errno == errno.E2BIG else ""
+        name = error.filename or plan.executable
+        _fail(control, f"{name}: cannot start: {error.strerror}{hint}")
     except ValueError as error:
         _fail(control, f"{plan.executable}: cannot start: {error}")
 
@@ -354,16 +416,6 @@ def _keep_only_standard_streams() -> None:
                 os.set_inheritable(descriptor, False)
             elif stat.S_ISDIR(os.fstat(descriptor).st_mode):
                 raise ValueError(f"standard stream {descriptor} is a directory of the host")
-
-
-def _forbid_core_dumps() -> None:
-    """Keep the program's memory off the disk.
-
-    A limit of 1 byte also stops the kernel from piping a core to a program, which 0 does not.
-    """
-    _, most = resource.getrlimit(resource.RLIMIT_CORE)
-    limit = 0 if most == 0 else 1
-    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 
 
 def _fail(control: socket.socket, message: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,9 +58,19 @@ def native_program(
             "libos": {"entrypoint": command[0]},
             "loader": {"argv": list(command), "env": dict(environment), "uid": uid, "gid": gid},
             "fs": {"root": {"uri": "file:/"}, "start_dir": str(directory)},
+            "sys": {
+                "stack": {"size": str(_own_limit(resource.RLIMIT_STACK, 8 << 20))},
+                "fds": {"limit": _own_limit(resource.RLIMIT_NOFILE, 65536)},
+            },
         }
     )
     return Program(manifest=manifest, base=Path("/"))
+
+
+def _own_limit(kind: int, unlimited: int) -> int:
+    """Return the soft limit that the caller has; ``unlimited`` stands for none."""
+    soft, _ = resource.getrlimit(kind)
+    return unlimited if soft == resource.RLIM_INFINITY else soft
 
 
 def watch(program: Program, journal: Journal) -> tuple[int, Observed]:
