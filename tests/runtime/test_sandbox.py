@@ -85,7 +85,7 @@ def test_calls_that_a_library_os_does_not_offer(app: App) -> None:
 
 
 def _landlock_version() -> int:
-    return ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1)
+    return int(ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1))
 
 
 def test_the_runtimes_memory_is_out_of_reach(app: App) -> None:
