@@ -137,6 +137,25 @@ def test_a_cut_is_noticed_by_whoever_knows_a_later_hash(log: AuditLog, engine: s
 
 @pytest.mark.parametrize(
     "statement",
+    [
+        "DELETE FROM audit WHERE sequence = 3",
+        "DELETE FROM audit",
+        f"UPDATE audit SET hash = '{'0' * 64}' WHERE sequence = 3",
+    ],
+)
+def test_a_running_server_does_not_continue_a_log_that_was_cut(
+    log: AuditLog, engine: sa.Engine, statement: str
+) -> None:
+    log.append([decision(number) for number in range(3)])
+    tamper(engine, statement)
+    left = len(list(log.records()))
+    with pytest.raises(AuditError, match="record 3, which this server wrote"):
+        log.append([decision(4)])
+    assert len(list(log.records())) == left
+
+
+@pytest.mark.parametrize(
+    "statement",
     ["UPDATE audit SET record = ''", "DELETE FROM audit", "DELETE FROM audit WHERE 1=1"],
 )
 def test_the_database_itself_refuses_changes(
@@ -184,11 +203,20 @@ def test_a_decision_that_cannot_be_recorded_is_an_error(engine: sa.Engine) -> No
     writer.close()
 
 
+def test_a_decision_that_is_none_is_an_error_and_the_writer_goes_on(engine: sa.Engine) -> None:
+    writer = AuditWriter(AuditLog(engine, KEY))
+    with pytest.raises(AuditError, match="internal error"):
+        writer.record(decision(reason=object()))
+    record = writer.record(decision())
+    writer.close()
+    assert (record.sequence, AuditLog(engine, KEY).verify().head) == (1, record.hash)
+
+
 def test_a_damaged_log_is_not_continued(log: AuditLog, engine: sa.Engine) -> None:
     log.append([decision(1)])
     tamper(engine, "UPDATE audit SET hash = 'x'")
     with pytest.raises(AuditError, match="damaged"):
-        log.append([decision(2)])
+        AuditLog(engine, KEY).append([decision(2)])
     assert len(list(log.records())) == 1
 
 

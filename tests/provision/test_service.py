@@ -18,6 +18,7 @@ from cloister.cli.main import run
 from cloister.platforms.simulated import SimulatedPlatform
 from cloister.provision.audit import AuditLog
 from cloister.provision.database import open_database
+from cloister.provision.protocol import REQUEST
 from cloister.provision.store_key import load_store_key
 from cloister.ratls.certificate import create_identity
 from key_server import KEY, Server, Setting, received
@@ -164,6 +165,7 @@ def test_metrics_and_health(setting: Setting, sqlite_store: Store, serve_store: 
     assert 'decisions_total{check="MRENCLAVE",outcome="refused"} 1.0' in text
     assert 'decisions_total{check="",outcome="dropped"} 1.0' in text
     assert "cloister_key_server_secrets 1.0" in text
+    assert "cloister_key_server_turned_away 0.0" in text
     assert KEY.hex() not in text
     health = httpx.get(admin_url(server) + "/healthz")
     assert (health.status_code, health.json()["healthy"]) == (200, True)
@@ -189,7 +191,29 @@ def test_if_the_decision_cannot_be_recorded_nothing_is_released(
         connection.exec_driver_sql("DROP TABLE audit")
     context = setting.context(create_identity(setting.enclave().quote))
     assert received(server.port, context, context.maximum_version) == b""
-    assert "audit" in server.decisions(1)[0]["reason"]
+    failure, decision = server.decisions(2)
+    assert failure["event"] == "failure"
+    assert "audit" in failure["reason"]
+    assert "audit" in decision["reason"]
+    assert "error" in setting.fetch(server.port, manifest="another")
+    assert server.decisions(1)[0]["event"] == "failure"
+
+
+def test_each_decision_is_reported_with_its_place_in_the_log(
+    setting: Setting, sqlite_store: Store, serve_store: Serve
+) -> None:
+    sqlite_store.put("key", KEY, setting.enclave().mrenclave)
+    server = serve_store(*sqlite_store.options)
+    setting.fetch(server.port)
+    setting.fetch(server.port, manifest="another")
+    reported = [item["audit"] for item in server.decisions(2)]
+    recorded = [
+        {"sequence": record.sequence, "hash": record.hash}
+        for record in sqlite_store.log().records()
+    ]
+    assert reported == recorded
+    for item in reported:
+        assert sqlite_store.log().verify(known=item["hash"]).records == 2
 
 
 def test_a_hangup_reads_the_trust_again(
@@ -297,6 +321,34 @@ def test_an_address_that_comes_too_often_is_not_served(setting: Setting, serve: 
     server = serve("--rate", "0.1", "--burst", "2")
     answers = [setting.fetch(server.port) for _ in range(3)]
     assert ["key" in answer for answer in answers] == [True, True, False]
+
+
+def test_clients_above_the_limit_wait_for_their_turn(setting: Setting, serve: Serve) -> None:
+    server = serve("--max-clients", "2")
+    silent = [socket.create_connection(("localhost", server.port), 10) for _ in range(3)]
+    started = time.monotonic()
+    assert setting.fetch(server.port)["key"] == KEY.hex()
+    assert time.monotonic() - started > 2  # until a silent one was dropped
+    for connection in silent:
+        connection.close()
+
+
+def test_bytes_behind_the_request_do_not_cost_the_client_its_answer(
+    setting: Setting, serve: Serve
+) -> None:
+    server = serve()
+    context = setting.context(create_identity(setting.enclave().quote))
+    with (
+        socket.create_connection(("localhost", server.port), 10) as raw,
+        context.wrap_socket(raw, server_hostname="localhost") as tls,
+    ):
+        tls.sendall(REQUEST + b"x" * 20000)
+        assert server.decisions(1)[0]["outcome"] == "released"
+        time.sleep(0.3)  # the server has closed by now
+        answer = b""
+        while piece := tls.recv(4096):
+            answer += piece
+    assert answer.endswith(KEY)
 
 
 def test_honest_clients_are_served_among_hostile_ones(setting: Setting, serve: Serve) -> None:

@@ -155,7 +155,9 @@ def test_a_plain_file_name_is_sqlite(tmp_path: Path) -> None:
     assert (tmp_path / "keys.db").read_bytes().startswith(b"SQLite format 3")
 
 
-@pytest.mark.parametrize("url", ["mysql://x/y", "://", "oracle://x"])
+@pytest.mark.parametrize(
+    "url", ["mysql://x/y", "://", "oracle://x", "sqlite://", "sqlite:///:memory:"]
+)
 def test_other_databases(url: str) -> None:
     with pytest.raises(InputError):
         open_database(url)

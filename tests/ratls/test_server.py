@@ -326,3 +326,25 @@ def test_enclaves_judge_one_another() -> None:
             assert tls.recv(5) == b"hello"
         thread.join(10)
     assert sorted(seen) == sorted([server_identity.der, client_identity.der])
+
+
+def test_a_certificate_that_only_openssl_can_read_ends_its_own_connection(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """OpenSSL does not look at a certificate's version; the parser of the judge does."""
+    mine = self_signed()
+    der = mine.der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07", 1)
+    assert der != mine.der
+    pem = ssl.DER_cert_to_PEM_cert(der).encode() + mine.key.private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
+    (tmp_path / "odd.pem").write_bytes(pem)
+
+    running = serve(lambda der: Opinion(der == mine.der))
+    context = ssl.create_default_context(cadata=running.ca.decode())
+    context.load_cert_chain(tmp_path / "odd.pem")
+    assert talk(running, context) == b""
+    assert isinstance(running.outcome(), SSL.Error)
+    assert running.judged == [der]
+    assert talk(running, context_of(running, mine)) == b"hello"
+    assert running.outcome() is None

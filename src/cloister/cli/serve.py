@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cloister.attestation.policy import Policy
     from cloister.attestation.trust import Authenticator, Trust
     from cloister.errors import CloisterError
+    from cloister.provision.audit import AuditRecord
     from cloister.provision.decision import ClientJudge, Decision, Secret
     from cloister.provision.service import Settings
 
@@ -56,7 +57,13 @@ if TYPE_CHECKING:
 @click.option("--admin", metavar="HOST:PORT", help="Serve /metrics and /healthz there (HTTP).")
 @trust_options
 @click.option("--count", type=click.IntRange(1), help="Exit after this many releases.")
-@click.option("--max-clients", type=click.IntRange(1, 10000), default=512, show_default=True)
+@click.option(
+    "--max-clients",
+    type=click.IntRange(1, 10000),
+    default=256,
+    show_default=True,
+    help="Clients that are served at once, three quarters of them from one address; others wait.",
+)
 @click.option(
     "--client-timeout",
     type=click.FloatRange(0.1, 600),
@@ -129,7 +136,11 @@ def serve(
         listen=parse_listen(listen),
         admin=parse_listen(admin) if admin else None,
         limits=Limits(
-            max_clients=max_clients, client_timeout=client_timeout, rate=rate, burst=burst
+            max_clients=max_clients,
+            max_per_address=max(1, max_clients * 3 // 4),
+            client_timeout=client_timeout,
+            rate=rate,
+            burst=burst,
         ),
         releases=count,
     )
@@ -191,7 +202,7 @@ class _Parts:
         from cloister.attestation.trust import Authenticator
         from cloister.provision.database import open_database
         from cloister.provision.decision import ClientJudge
-        from cloister.provision.service import StoreWatcher
+        from cloister.provision.service import KEEP_SECONDS, StoreWatcher
         from cloister.provision.store import SecretStore
 
         assert self._store_key is not None  # noqa: S101  (checked with the options)
@@ -203,7 +214,7 @@ class _Parts:
             key=self._store_key,
             judge=judge,
             on_failure=self._report.failed,
-            keep_seconds=self._settings.limits.client_timeout + 1,
+            keep_seconds=2 * self._settings.limits.client_timeout + KEEP_SECONDS,
         )
         watcher.reload()
         try:
@@ -270,8 +281,13 @@ class _Report:
         event = {"event": "listening", "host": host, "port": port, "admin": admin}
         self._print(event | self._introduction, lines)
 
-    def decided(self, decision: Decision) -> None:
-        self._print({"event": "decision", **decision.to_dict()}, [decision.to_line()])
+    def decided(self, decision: Decision, record: AuditRecord | None) -> None:
+        event = {"event": "decision", **decision.to_dict()}
+        line = decision.to_line()
+        if record is not None:
+            event["audit"] = {"sequence": record.sequence, "hash": record.hash}
+            line += f" (audit record {record.sequence})"
+        self._print(event, [line])
 
     def failed(self, error: CloisterError) -> None:
         self._print({"event": "failure", "reason": error.message}, [f"failure: {error.message}"])

@@ -2,8 +2,14 @@
 
 Each record carries SHA-256 of the record before it and of itself (a hash chain), and, where the
 server has a store key, a seal: an HMAC of that hash. Changing, inserting or removing a record
-breaks the chain; making a new chain needs the key. Cutting records off the end is noticed by
-whoever knows a later hash, which is why ``cloister audit verify`` prints the last one.
+breaks the chain; making a new chain needs the key. Cutting records off the end is noticed
+
+- by a running server, which never continues a log that lacks what it wrote last;
+- by whoever knows a later hash: the server reports each record's number and hash with the
+  decision, ``cloister audit verify`` prints the last one, and takes one to look for.
+
+Who replaces the whole database by an older copy while no server runs, and can also change what
+the server reported, is not noticed.
 
 A decision counts as recorded when the transaction with it is on the disk. Many at once share one
 transaction, so that recording does not slow a busy server down.
@@ -95,32 +101,39 @@ class AuditLog:
     def __init__(self, engine: sa.Engine, key: StoreKey | None) -> None:
         self._engine = engine
         self._key = key
+        self._written: AuditRecord | None = None
 
-    def append(self, decisions: Sequence[Decision]) -> None:
+    def append(self, decisions: Sequence[Decision]) -> list[AuditRecord]:
         """Record decisions in this order; they are on the disk when it returns.
 
         Raises:
             StoreError: the database refused; then none of them is recorded.
-            AuditError: the log is damaged.
+            AuditError: the log is damaged, or what this object wrote last is not in it.
         """
-        with writing(self._engine) as connection:
-            if connection.dialect.name == "postgresql":
-                connection.exec_driver_sql("LOCK TABLE audit IN EXCLUSIVE MODE")
-            last = connection.execute(
-                sa.select(AUDIT.c.sequence, AUDIT.c.hash).order_by(AUDIT.c.sequence.desc()).limit(1)
-            ).first()
-            sequence, head = (last.sequence, last.hash) if last else (0, GENESIS)
-            if not _HASH.fullmatch(str(head)):
-                raise AuditError(f"audit log: record {sequence} is damaged; nothing is added to it")
-            rows = []
+        with writing(self._engine, AUDIT) as connection:
+            self._require_written(connection)
+            sequence, head = _end(connection)
+            records = []
             for decision in decisions:
                 sequence += 1
                 record = _canonical(sequence, decision)
                 head = _chained(head, record)
-                rows.append(
-                    {"sequence": sequence, "record": record, "hash": head, "seal": self._seal(head)}
-                )
-            connection.execute(sa.insert(AUDIT), rows)
+                records.append(AuditRecord(sequence, record, head, self._seal(head)))
+            connection.execute(sa.insert(AUDIT), [dataclasses.asdict(item) for item in records])
+        self._written = records[-1]
+        return records
+
+    def _require_written(self, connection: sa.Connection) -> None:
+        if self._written is None:
+            return
+        number = self._written.sequence
+        found = connection.execute(sa.select(AUDIT.c.hash).where(AUDIT.c.sequence == number))
+        if found.scalar() != self._written.hash:
+            raise AuditError(
+                f"audit log: record {number}, which this server wrote, is not in it any more",
+                hint="someone cut the log, or put an older one in its place; keep the database as"
+                " it is, and find out",
+            )
 
     def records(self, *, after: int = 0) -> Iterator[AuditRecord]:
         """Yield the records behind number ``after``, in order."""
@@ -169,6 +182,17 @@ class AuditLog:
         return True
 
 
+def _end(connection: sa.Connection) -> tuple[int, str]:
+    last = connection.execute(
+        sa.select(AUDIT.c.sequence, AUDIT.c.hash).order_by(AUDIT.c.sequence.desc()).limit(1)
+    ).first()
+    if last is None:
+        return 0, GENESIS
+    if not _HASH.fullmatch(str(last.hash)):
+        raise AuditError(f"audit log: record {last.sequence} is damaged; nothing is added to it")
+    return last.sequence, last.hash
+
+
 def _canonical(sequence: int, decision: Decision) -> str:
     fields = decision.to_dict() | {"sequence": sequence, "time": utc(decision.time)}
     return json.dumps(fields, sort_keys=True, separators=(",", ":"))
@@ -191,7 +215,8 @@ class _Pending:
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
         self.done = threading.Event()
-        self.failure: CloisterError | None = None
+        self.record: AuditRecord | None = None
+        self.failure: Exception | None = None
 
 
 class AuditWriter:
@@ -207,7 +232,7 @@ class AuditWriter:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def record(self, decision: Decision) -> None:
+    def record(self, decision: Decision) -> AuditRecord:
         """Record a decision; it is on the disk when this returns.
 
         Raises:
@@ -220,8 +245,9 @@ class AuditWriter:
             raise AuditError("audit log: too many decisions are waiting") from error
         if not pending.done.wait(_WAIT_SECONDS):
             raise AuditError(f"audit log: not written within {_WAIT_SECONDS:g} seconds")
-        if pending.failure is not None:
-            raise AuditError(f"audit log: {pending.failure.message}") from pending.failure
+        if pending.record is None:
+            raise _failure(pending.failure) from pending.failure
+        return pending.record
 
     def close(self) -> None:
         """Write what is waiting and stop."""
@@ -251,11 +277,20 @@ class AuditWriter:
                 return batch, False
 
     def _write(self, batch: list[_Pending]) -> None:
-        failure: CloisterError | None = None
+        records: Sequence[AuditRecord | None] = [None] * len(batch)
+        failure: Exception | None = None
         try:
-            self._log.append([pending.decision for pending in batch])
-        except CloisterError as error:
+            records = self._log.append([pending.decision for pending in batch])
+        except Exception as error:  # whatever it is, those who wait must hear of it
             failure = error
-        for pending in batch:
-            pending.failure = failure
+        for pending, record in zip(batch, records, strict=True):
+            pending.record, pending.failure = record, failure
             pending.done.set()
+
+
+def _failure(error: Exception | None) -> AuditError:
+    if isinstance(error, AuditError):
+        return error
+    if isinstance(error, CloisterError):
+        return AuditError(f"audit log: {error.message}", hint=error.hint)
+    return AuditError(f"audit log: internal error ({type(error).__name__})")

@@ -37,6 +37,11 @@ def open_database(url: str) -> sa.Engine:
     kind = parsed.get_backend_name()
     if kind not in ("sqlite", "postgresql"):
         raise InputError(f"database: {kind} is not supported; there are sqlite and postgresql")
+    if kind == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise InputError(
+            f"database {url!r}: names no file, and what is only in memory would be lost",
+            hint="sqlite:///FILE, or just FILE",
+        )
     if kind == "postgresql" and parsed.get_driver_name() != "psycopg":
         parsed = parsed.set(drivername="postgresql+psycopg")
     try:
@@ -101,9 +106,15 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 
 @contextlib.contextmanager
-def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Write in one transaction: all of it, or nothing."""
+def writing(engine: sa.Engine, table: sa.Table) -> Iterator[sa.Connection]:
+    """Write in one transaction, on the disk or not at all; nobody else writes ``table`` meanwhile.
+
+    SQLite locks the whole database when the transaction begins.
+    """
     with failures_are_ours(), engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
+            connection.exec_driver_sql(f"LOCK TABLE {table.name} IN EXCLUSIVE MODE")
         yield connection
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import enum
+import ipaddress
 import threading
+from typing import Generic, TypeVar
+
+C = TypeVar("C")
 
 MAX_ADDRESSES = 10_000
 """Addresses whose rate is remembered; the one that was seen longest ago is forgotten first."""
@@ -15,18 +20,123 @@ class Limits:
     """What one client, one address and all together may take.
 
     Attributes:
-        max_clients: clients that are served at once; more wait in the system's queue.
+        max_clients: clients that are served at once; more wait, and their time has not begun.
+        max_per_address: how many of them one address may have, so that it keeps nobody out.
+        max_waiting: clients that wait; half of them at most from one address.
         client_timeout: seconds for handshake, request and answer together.
         hello_timeout: seconds until the first byte.
         rate: new connections a second that one address may make, on average.
         burst: how many of them it may make at once.
     """
 
-    max_clients: int = 512
+    max_clients: int = 256
+    max_per_address: int = 192
+    max_waiting: int = 2048
     client_timeout: float = 10.0
     hello_timeout: float = 3.0
     rate: float = 100.0
     burst: int = 1000
+
+
+def origin_of(address: str) -> str:
+    """Return what counts as one address: of IPv6 the first 64 bits, which one machine owns."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, 64), strict=False))
+
+
+class Admitted(enum.Enum):
+    """What becomes of a client that has just connected."""
+
+    STARTED = "is served now"
+    WAITING = "is served later"
+    TURNED_AWAY = "is not served"
+
+
+class Admission(Generic[C]):
+    """Decides who is served now, who waits and who is turned away; safe in several threads.
+
+    Args:
+        limits: how many of each there may be.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._active: collections.Counter[str] = collections.Counter()
+        self._waiting: collections.deque[tuple[str, C]] = collections.deque()
+        self._waiting_from: collections.Counter[str] = collections.Counter()
+
+    @property
+    def active(self) -> int:
+        """How many are being served."""
+        with self._lock:
+            return self._active.total()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    def arrive(self, origin: str, client: C) -> Admitted:
+        """Decide about a new client; one that started must :meth:`leave`."""
+        with self._lock:
+            if not self._waiting_from[origin] and self._has_room(origin):
+                self._active[origin] += 1
+                return Admitted.STARTED
+            most, share = self._limits.max_waiting, (self._limits.max_waiting + 1) // 2
+            if len(self._waiting) >= most or self._waiting_from[origin] >= share:
+                self._forget(self._waiting_from, origin)
+                return Admitted.TURNED_AWAY
+            self._waiting.append((origin, client))
+            self._waiting_from[origin] += 1
+            return Admitted.WAITING
+
+    def leave(self, origin: str) -> None:
+        """A client that was served is gone."""
+        with self._lock:
+            self._active[origin] -= 1
+            self._forget(self._active, origin)
+
+    def next(self) -> tuple[str, C] | None:
+        """Take the first one that waits and can be served now, with its origin; or None."""
+        with self._lock:
+            if self._active.total() >= self._limits.max_clients:
+                return None
+            for index, (origin, client) in enumerate(self._waiting):
+                if self._has_room(origin):
+                    del self._waiting[index]
+                    self._waiting_from[origin] -= 1
+                    self._forget(self._waiting_from, origin)
+                    self._active[origin] += 1
+                    return origin, client
+            return None
+
+    def dismiss(self) -> list[C]:
+        """Take all that wait; none of them is served."""
+        with self._lock:
+            clients = [client for _, client in self._waiting]
+            self._waiting.clear()
+            self._waiting_from.clear()
+            return clients
+
+    def _has_room(self, origin: str) -> bool:
+        return (
+            self._active.total() < self._limits.max_clients
+            and self._active[origin] < self._limits.max_per_address
+        )
+
+    @staticmethod
+    def _forget(counter: collections.Counter[str], origin: str) -> None:
+        # A counter keeps every name that was ever asked for, and clients choose their addresses.
+        if not counter[origin]:
+            del counter[origin]
 
 
 class RateLimiter:
@@ -47,7 +157,7 @@ class RateLimiter:
         """Take a token of ``address`` and tell whether there was one.
 
         Args:
-            address: the peer's IP address.
+            address: where the peer comes from; see :func:`origin_of`.
             now: seconds on any clock that does not go back.
         """
         with self._lock:

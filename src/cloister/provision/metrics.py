@@ -21,10 +21,19 @@ class Metrics:
 
     Args:
         active_clients: returns how many clients are being served.
+        waiting_clients: returns how many wait until others are done.
+        turned_away: returns how many connections were closed at once so far.
         secrets: returns how many secrets can be released.
     """
 
-    def __init__(self, *, active_clients: Callable[[], int], secrets: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        *,
+        active_clients: Callable[[], int],
+        waiting_clients: Callable[[], int],
+        turned_away: Callable[[], int],
+        secrets: Callable[[], int],
+    ) -> None:
         self._registry = CollectorRegistry()
         self._decisions = Counter(
             "cloister_key_server_decisions",
@@ -44,16 +53,14 @@ class Metrics:
             ["part"],
             registry=self._registry,
         )
-        clients = Gauge(
-            "cloister_key_server_active_clients",
-            "Clients that are being served.",
-            registry=self._registry,
-        )
-        clients.set_function(active_clients)
-        count = Gauge(
-            "cloister_key_server_secrets", "Secrets that can be released.", registry=self._registry
-        )
-        count.set_function(secrets)
+        for name, meaning, function in (
+            ("active_clients", "Clients that are being served.", active_clients),
+            ("waiting_clients", "Clients that wait until others are done.", waiting_clients),
+            ("turned_away", "Connections closed at once, because of the limits.", turned_away),
+            ("secrets", "Secrets that can be released.", secrets),
+        ):
+            gauge = Gauge(f"cloister_key_server_{name}", meaning, registry=self._registry)
+            gauge.set_function(function)
 
     def decided(self, decision: Decision) -> None:
         """Count a decision."""

@@ -2,7 +2,7 @@
 
 Every client is judged by its certificate's evidence during the TLS handshake, the decision is
 recorded, and only then the secret's bytes leave. One thread serves one client; how many there
-are, how long each may take, and how often one address may come is limited.
+are, also from one address, how long each may take, and how often one address may come is limited.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import resource
 import select
 import selectors
 import socket
@@ -24,12 +25,16 @@ from cloister.errors import CloisterError, RaTlsError
 from cloister.listen import bound_address, open_listeners
 from cloister.provision import protocol
 from cloister.provision.decision import ClientJudge, ClientJudgement, Decision, Outcome
-from cloister.provision.limits import Limits, RateLimiter
+from cloister.provision.limits import Admission, Admitted, Limits, RateLimiter, origin_of
 from cloister.ratls.deadline import Deadline
 from cloister.ratls.server import Channel, RaTlsServer
 
 _NO_CERTIFICATE = "peer did not return a certificate"
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_OTHER_DESCRIPTORS = 128
+
+Arrived = tuple[socket.socket, str]
+"""A connection and the peer's address, as text."""
 
 
 class KeyServer:
@@ -59,11 +64,14 @@ class KeyServer:
         self._clock = clock
         self._limits = limits or Limits()
         self._rates = RateLimiter(self._limits.rate, self._limits.burst)
-        self._slots = threading.BoundedSemaphore(self._limits.max_clients)
+        self._admission: Admission[Arrived] = Admission(self._limits)
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+        self._turned_away = 0
         self._listeners: list[socket.socket] = []
         self._releases = 0
         self._wanted_releases: int | None = None
@@ -76,7 +84,17 @@ class KeyServer:
     @property
     def active_clients(self) -> int:
         """How many clients are being served."""
-        return len(self._threads)
+        return self._admission.active
+
+    @property
+    def waiting_clients(self) -> int:
+        """How many clients wait until others are done."""
+        return self._admission.waiting
+
+    @property
+    def turned_away(self) -> int:
+        """How many connections were closed at once, because of the limits."""
+        return self._turned_away
 
     def listen(self, host: str, port: int) -> tuple[str, int]:
         """Open the port; 0 takes a free one.
@@ -98,11 +116,14 @@ class KeyServer:
             releases: return after this many; None never does.
         """
         self._wanted_releases = releases
+        _allow_descriptors(self._limits.max_clients + self._limits.max_waiting + _OTHER_DESCRIPTORS)
         try:
             self._accept_until_stopped()
         finally:
             for listener in self._listeners:
                 listener.close()
+            for connected, _ in self._admission.dismiss():
+                connected.close()
             self._join()
 
     def stop(self) -> None:
@@ -111,6 +132,10 @@ class KeyServer:
         Also safe in a signal handler.
         """
         self._stopping.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        # A full pipe is as good: the loop wakes and looks at everything.
         with contextlib.suppress(OSError):
             self._wake_writer.send(b"\0")
 
@@ -121,28 +146,52 @@ class KeyServer:
                 selector.register(listener, selectors.EVENT_READ)
             while not self._stopping.is_set():
                 for key, _ in selector.select():
-                    if isinstance(key.fileobj, socket.socket) and key.fileobj in self._listeners:
+                    if key.fileobj is self._wake_reader:
+                        self._start_waiting()
+                    elif isinstance(key.fileobj, socket.socket):
                         self._accept(key.fileobj)
 
     def _accept(self, listener: socket.socket) -> None:
-        while not self._slots.acquire(timeout=0.1):
-            if self._stopping.is_set():
-                return
         try:
             connected, address = listener.accept()
         except OSError as error:
-            self._slots.release()
             if error.errno in _OUT_OF_RESOURCES:
                 self._stopping.wait(0.1)
             return
-        if not self._rates.allows(str(address[0]), time.monotonic()):
+        origin = origin_of(str(address[0]))
+        arrived = (connected, f"{address[0]}:{address[1]}")
+        admitted = Admitted.TURNED_AWAY
+        if self._rates.allows(origin, time.monotonic()):
+            admitted = self._admission.arrive(origin, arrived)
+        if admitted is Admitted.STARTED:
+            self._start(origin, arrived)
+        elif admitted is Admitted.TURNED_AWAY:
+            self._turned_away += 1
             connected.close()
-            self._slots.release()
-            return
-        thread = threading.Thread(target=self._client, args=(connected, address), daemon=True)
+
+    def _start_waiting(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wake_reader.recv(65536)
+        while not self._stopping.is_set() and (following := self._admission.next()) is not None:
+            self._start(*following)
+
+    def _start(self, origin: str, arrived: Arrived) -> None:
+        thread = threading.Thread(target=self._client, args=(origin, *arrived), daemon=True)
         with self._lock:
             self._threads.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread left
+            self._turned_away += 1
+            self._gone(origin, arrived[0], thread)
+
+    def _gone(self, origin: str, connected: socket.socket, thread: threading.Thread) -> None:
+        connected.close()
+        with self._lock:
+            self._threads.discard(thread)
+        self._admission.leave(origin)
+        if self._admission.waiting:
+            self._wake()
 
     def _join(self) -> None:
         with self._lock:
@@ -150,22 +199,21 @@ class KeyServer:
         for thread in running:
             thread.join(self._limits.client_timeout + 1)
 
-    def _client(self, connected: socket.socket, address: tuple[object, ...]) -> None:
-        peer = f"{address[0]}:{address[1]}"
+    def _client(self, origin: str, connected: socket.socket, peer: str) -> None:
         channel: Channel[ClientJudgement] | None = None
         try:
             _wait_for_a_byte(connected, self._limits.hello_timeout)
             channel = self._tls.channel(connected, Deadline(self._limits.client_timeout))
             self._serve(channel, peer)
-        except (CloisterError, SSL.Error, OSError, EOFError) as error:
-            self._record_failure(peer, channel, error)
+        except Exception as error:
+            # Whatever a client makes fail here ends its own connection and nothing else. If this
+            # cannot be recorded either, the recorder has told so, and nothing was released.
+            with contextlib.suppress(CloisterError):
+                self._record_failure(peer, channel, error)
         finally:
             if channel is not None:
                 channel.close()
-            connected.close()
-            self._slots.release()
-            with self._lock:
-                self._threads.discard(threading.current_thread())
+            self._gone(origin, connected, threading.current_thread())
 
     def _serve(self, channel: Channel[ClientJudgement], peer: str) -> None:
         judgement = channel.handshake()
@@ -212,6 +260,14 @@ class KeyServer:
         )
 
 
+def _allow_descriptors(count: int) -> None:
+    """Let this process open that many files, or as many as it may at most."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _wait_for_a_byte(connected: socket.socket, seconds: float) -> None:
     poll = select.poll()
     poll.register(connected, select.POLLIN)
@@ -228,4 +284,6 @@ def _reason(error: Exception) -> str:
         details = error.args[0] if error.args else []
         words = [str(item[2]) for item in details if len(item) > 2]
         return f"TLS failed ({', '.join(words) or 'unknown cause'})"
-    return str(error) or type(error).__name__
+    if isinstance(error, (OSError, EOFError)):
+        return str(error) or type(error).__name__
+    return f"internal error ({type(error).__name__})"

@@ -18,9 +18,9 @@ import sqlalchemy as sa
 
 from cloister.attestation.expiry import expires
 from cloister.attestation.trust import Authenticator, Trust
-from cloister.errors import CloisterError, StoreError
+from cloister.errors import AuditError, CloisterError, StoreError
 from cloister.listen import bound_address, open_listeners
-from cloister.provision.audit import AuditLog, AuditWriter
+from cloister.provision.audit import AuditLog, AuditRecord, AuditWriter
 from cloister.provision.database import reading
 from cloister.provision.decision import ClientJudge, Decision, Outcome, Secret
 from cloister.provision.limits import Limits
@@ -31,6 +31,8 @@ from cloister.provision.store_key import StoreKey
 
 RELOAD_SECONDS = 1.0
 REFRESH_SECONDS = 3600.0
+KEEP_SECONDS = 30.0
+"""How much longer than a client may take secrets are kept that were replaced, before the wiping."""
 
 
 class Recorder:
@@ -38,12 +40,12 @@ class Recorder:
 
     Args:
         audit: the log; None keeps none.
-        report: shows a decision to people.
+        observer: shows decisions and failures to people.
     """
 
-    def __init__(self, audit: AuditWriter | None, report: Callable[[Decision], None]) -> None:
+    def __init__(self, audit: AuditWriter | None, observer: Observer) -> None:
         self._audit = audit
-        self._report = report
+        self._observer = observer
         self.metrics: Metrics | None = None
 
     def __call__(self, decision: Decision) -> None:
@@ -54,20 +56,22 @@ class Recorder:
         Raises:
             AuditError: it could not be recorded; a secret must not leave then.
         """
+        record = None
         if self._audit is not None and decision.outcome is not Outcome.DROPPED:
             try:
-                self._audit.record(decision)
-            except CloisterError:
-                self.failed("audit")
+                record = self._audit.record(decision)
+            except AuditError as error:
+                self.failed("audit", error)
                 raise
         if self.metrics is not None:
             self.metrics.decided(decision)
-        self._report(decision)
+        self._observer.decided(decision, record)
 
-    def failed(self, part: str) -> None:
-        """Count a failure of the server itself."""
+    def failed(self, part: str, error: CloisterError) -> None:
+        """Count and show a failure of the server itself."""
         if self.metrics is not None:
             self.metrics.failed(part)
+        self._observer.failed(error)
 
 
 @dataclasses.dataclass
@@ -166,8 +170,8 @@ class Observer(Protocol):
         """The server listens."""
         ...
 
-    def decided(self, decision: Decision) -> None:
-        """A client was served, refused or dropped."""
+    def decided(self, decision: Decision, record: AuditRecord | None) -> None:
+        """A client was served, refused or dropped; the record is that of the audit log."""
         ...
 
     def failed(self, error: CloisterError) -> None:
@@ -237,7 +241,7 @@ class Service:
         self._engine = engine
         self._watcher = watcher
         self._audit = AuditWriter(AuditLog(engine, store_key)) if engine is not None else None
-        self._recorder = Recorder(self._audit, observer.decided)
+        self._recorder = Recorder(self._audit, observer)
         self._server = KeyServer(
             judge,
             certificate=settings.certificate,
@@ -248,6 +252,8 @@ class Service:
         )
         self._metrics = Metrics(
             active_clients=lambda: self._server.active_clients,
+            waiting_clients=lambda: self._server.waiting_clients,
+            turned_away=lambda: self._server.turned_away,
             secrets=lambda: len(judge.secrets),
         )
         self._recorder.metrics = self._metrics
@@ -329,5 +335,4 @@ class Service:
             self._authenticator.trust = self._load_trust()
         except (CloisterError, OSError) as error:
             failure = error if isinstance(error, CloisterError) else StoreError(str(error))
-            self._recorder.failed("reload")
-            self._observer.failed(failure)
+            self._recorder.failed("reload", failure)

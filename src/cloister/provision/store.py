@@ -66,7 +66,7 @@ class SecretStore:
         parse_policy(policy)
         sealed = key.seal(value, _context(name, policy))
         row = {"name": name, "policy": policy, "sealed": sealed, "updated": utc(now)}
-        with writing(self._engine) as connection:
+        with writing(self._engine, SECRETS) as connection:
             connection.execute(sa.delete(SECRETS).where(SECRETS.c.name == name))
             connection.execute(sa.insert(SECRETS).values(row))
             _next_generation(connection)
@@ -77,7 +77,7 @@ class SecretStore:
         Raises:
             InputError: there is none of that name.
         """
-        with writing(self._engine) as connection:
+        with writing(self._engine, SECRETS) as connection:
             removed = connection.execute(sa.delete(SECRETS).where(SECRETS.c.name == name))
             if removed.rowcount == 0:
                 raise InputError(f"secret {name}: there is none of that name")

@@ -38,6 +38,8 @@ P = ParamSpec("P")
 Judge = Callable[[bytes], J]
 """Judges a certificate in DER; called once a connection."""
 
+_UNREAD_PIECES = 16
+
 
 @dataclasses.dataclass
 class _Peer(Generic[J]):
@@ -101,26 +103,25 @@ class RaTlsServer(Generic[J]):
     def _verify_callback(
         self, connection: SSL.Connection, certificate: crypto.X509, _error: int, depth: int, _: int
     ) -> bool:
-        # OpenSSL calls this once for each of its own complaints (self-signed, expired) and once
-        # more at the end; the judgement is made once and is the only thing that counts.
-        peer: _Peer[J] = connection.get_app_data()
-        der = certificate.to_cryptography().public_bytes(Encoding.DER)
-        if depth != 0 or peer.failure is not None:
-            return False
-        if peer.certificate != der:
-            if peer.certificate is not None:
-                return False
-            peer.certificate = der
-            self._judge_into(peer, der)
-        return peer.judgement is not None and peer.judgement.accepted
-
-    def _judge_into(self, peer: _Peer[J], der: bytes) -> None:
         # An exception that left this callback would surface in some other thread's handshake,
         # because pyOpenSSL keeps it in the shared context. It is kept here and raised later.
+        peer: _Peer[J] = connection.get_app_data()
         try:
-            peer.judgement = self._judge(der)
+            return depth == 0 and peer.failure is None and self._is_accepted(peer, certificate)
         except Exception as error:
             peer.failure = error
+            return False
+
+    def _is_accepted(self, peer: _Peer[J], certificate: crypto.X509) -> bool:
+        # OpenSSL calls this once for each of its own complaints (self-signed, expired) and once
+        # more at the end; the judgement is made once and is the only thing that counts.
+        der = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+        if peer.certificate is None:
+            peer.certificate = der
+            peer.judgement = self._judge(der)
+        elif peer.certificate != der:
+            return False
+        return peer.judgement is not None and peer.judgement.accepted
 
     def channel(self, connected: socket.socket, deadline: Deadline) -> Channel[J]:
         """Wrap an accepted TCP connection; the handshake is still to be done."""
@@ -208,13 +209,25 @@ class Channel(Generic[J]):
             view = view[sent:]
 
     def close(self) -> None:
-        """Send close_notify if that is possible at once, and close."""
+        """Send close_notify if that is possible at once, and close.
+
+        Bytes that came after the request are taken off first: a socket that is closed with some
+        unread is reset, and the peer may then lose what it has not read yet.
+        """
         with contextlib.suppress(SSL.Error, OSError):
             self._connection.shutdown()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            for _ in range(_UNREAD_PIECES):
+                if not self._socket.recv(4096):
+                    break
         self._socket.close()
 
     def _run(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         while True:
+            # Also when nothing has to be waited for: what is written after the deadline may have
+            # been wiped by those who think this connection over.
+            self._deadline.remaining()
             try:
                 return operation(*args, **kwargs)
             except SSL.WantReadError:
@@ -226,4 +239,3 @@ class Channel(Generic[J]):
         poll = select.poll()
         poll.register(self._socket, event)
         poll.poll(self._deadline.remaining() * 1000)
-        self._deadline.remaining()
