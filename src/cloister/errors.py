@@ -146,6 +146,10 @@ class QuotingEnclaveError(AttestationError):
     """The enclave that signed the quote is not the genuine quoting enclave."""
 
 
+class TdxModuleError(AttestationError):
+    """The TDX module that vouches for the virtual machine is not a genuine one."""
+
+
 class TcbStatusError(AttestationError):
     """The platform's TCB status or its advisories are not accepted by the policy."""
 

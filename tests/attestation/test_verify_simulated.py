@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from cloister.attestation import Collateral, SimulatedBundle, Verdict, intel, verify_quote
+from cloister.attestation import Collateral, SimulatedBundle, intel, verify_quote
 from cloister.attestation.anchors import TrustAnchor
-from cloister.attestation.policy import MrEnclave, Policy, TcbStatus, all_of
+from cloister.attestation.policy import MrEnclave, TcbStatus, all_of
 from cloister.attestation.trust import Authenticator, Trust
 from cloister.errors import (
     AttestationError,
@@ -40,79 +40,14 @@ from cloister.errors import (
 from cloister.platforms.simulated import SimulatedEnclave, SimulatedPlatform
 from cloister.platforms.simulated import authority as ca
 from cloister.platforms.simulated import quoting as quoting_module
-from cloister.platforms.simulated.collateral import Conditions, PckChain, sign_raw
-from cloister.platforms.simulated.cpu import Processor
-from cloister.platforms.simulated.device import Certified, DeviceStore
-from cloister.platforms.simulated.quoting import QUOTING_ENCLAVE, QuotingEnclave
-from cloister.sgx.keys import EnclaveIdentity
-from cloister.sgx.quote import pack_quote_v3, parse_quote, qe_report_data
+from cloister.platforms.simulated.collateral import Conditions
+from cloister.platforms.simulated.quoting import QUOTING_ENCLAVE
+from cloister.sgx.quote import qe_report_data
 from cloister.sgx.report import Attribute
+from worlds import PRODUCTION, World, with_chain
 
 UTC = datetime.timezone.utc
 Start = Callable[..., SimulatedEnclave]
-PRODUCTION = EnclaveIdentity(
-    mr_enclave=b"e" * 32,
-    mr_signer=b"s" * 32,
-    flags=Attribute.INIT | Attribute.MODE64,
-    xfrm=3,
-    misc_select=0,
-    isv_prod_id=1,
-    isv_svn=1,
-)
-
-
-@dataclasses.dataclass
-class World:
-    """A device whose every key is at hand."""
-
-    directory: Path
-    now: datetime.datetime
-
-    @property
-    def certified(self) -> Certified:
-        return DeviceStore(self.directory).open(self.now)
-
-    def quote(self, identity: EnclaveIdentity = PRODUCTION) -> bytes:
-        """Quote an enclave of any kind, also of one that no processor would start."""
-        certified = self.certified
-        processor = Processor(fused=certified.device.fused, report_key_id=bytes(32))
-        quoting = QuotingEnclave(processor, certified.device.pck_key, certified.chain.to_pem())
-        return quoting.quote(processor.ereport(identity, quoting.target_info(), bytes(64)))
-
-    def collateral(self, conditions: Conditions | None = None) -> Collateral:
-        certified = self.certified
-        issued = certified.device.issue_collateral(certified.chain, self.now, conditions)
-        return issued.collateral
-
-    def edited(self, field: str, **changes: Any) -> Collateral:
-        """Return collateral with fields of a JSON text changed, and signed again."""
-        collateral = self.collateral()
-        text = json.dumps(json.loads(getattr(collateral, field)) | changes)
-        key = self.certified.device.authority.tcb_signer_key
-        signature = sign_raw(key, text.encode())
-        signed: dict[str, Any] = {field: text, f"{field}_signature": signature}
-        return dataclasses.replace(collateral, **signed)
-
-    @property
-    def anchor(self) -> TrustAnchor:
-        return TrustAnchor(self.certified.device.authority.root)
-
-    def verify(
-        self,
-        quote: bytes | None = None,
-        *,
-        collateral: Collateral | None = None,
-        now: datetime.datetime | None = None,
-        policy: Policy | None = None,
-        anchors: list[TrustAnchor] | None = None,
-    ) -> Verdict:
-        return verify_quote(
-            self.quote() if quote is None else quote,
-            collateral=collateral or self.collateral(),
-            anchors=[self.anchor] if anchors is None else anchors,
-            now=now or self.now,
-            policy=policy or MrEnclave(PRODUCTION.mr_enclave),
-        )
 
 
 @pytest.fixture
@@ -153,14 +88,6 @@ def test_a_quote_that_names_a_trusted_root_it_does_not_lead_to_is_refused(
     forged = with_chain(forger.quote(), forger.certified.chain, world.anchor.certificate)
     with pytest.raises(CertificateChainError, match="certificate 2"):
         world.verify(forged).require()
-
-
-def with_chain(quote: bytes, chain: PckChain, root: x509.Certificate | None) -> bytes:
-    """Return the quote with another root, or none, in the chain that it carries."""
-    certificates = [chain.pck, chain.pck_ca, *([root] if root else [])]
-    text = ca.chain_pem(*certificates).encode()
-    signature = dataclasses.replace(parse_quote(quote).signature, certification_data=text)
-    return pack_quote_v3(quote[:432], signature)
 
 
 def test_the_chain_may_leave_the_root_out(world: World) -> None:

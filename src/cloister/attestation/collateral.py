@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,13 @@ class Collateral:
     qe_identity_issuer_chain: str
     qe_identity: str
     qe_identity_signature: bytes
+
+    def __post_init__(self) -> None:
+        # JSON can say half of a UTF-16 pair, which no text that was ever signed holds.
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+                raise CollateralError(f"collateral: field {field.name} is not text")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Collateral:

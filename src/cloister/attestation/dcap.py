@@ -25,12 +25,14 @@ from cloister.errors import (
     CertificateChainError,
     CollateralError,
     DebugEnclaveError,
+    EnclaveAttributesError,
     ExpiredCollateralError,
     MalformedQuoteError,
     QuoteSignatureError,
     QuotingEnclaveError,
     RevokedError,
     TcbStatusError,
+    TdxModuleError,
     UnsupportedQuoteError,
 )
 from cloister.sgx.quote import Quote
@@ -56,8 +58,16 @@ _CAUSES: tuple[tuple[str, type[AttestationError], str], ...] = (
     (r"QE report validation failed", QuotingEnclaveError, "the QE is in debug mode"),
     (r"QE ISVSVN", QuotingEnclaveError, "the QE is older than any accepted version"),
     (r"QE [A-Z]+ mismatch", QuotingEnclaveError, "not the genuine quoting enclave"),
+    (r"TDX module [A-Z]+ mismatch", TdxModuleError, "not the genuine TDX module"),
+    (r"TDX module ISVSVN", TcbStatusError, "the TDX module is older than any known version"),
+    (r"No TDX module identity", CollateralError, "the collateral does not know the TDX module"),
     (r"No matching (QE )?TCB level", TcbStatusError, "the TCB is below all known levels"),
     (r"Debug mode is enabled", DebugEnclaveError, "the enclave is in debug mode"),
+    (r"TD profiling", DebugEnclaveError, "the host can profile the virtual machine"),
+    (r"Reserved bits in TD attr", EnclaveAttributesError, "attributes of unknown meaning are set"),
+    (r"(SERVTD_EXT|SEPT_VE_DISABLE|TD migration|PKS|KL) is", EnclaveAttributesError,
+     "the virtual machine has attributes that it must not have"),
+    (r"quote must have version 3", UnsupportedQuoteError, "SGX quotes are of version 3"),
     (r"Unknown QE vendor", UnsupportedQuoteError, "unknown vendor of the quoting enclave"),
     (r"Unsupported DCAP PCK cert format", UnsupportedQuoteError, "no certificate chain in it"),
     (r"Failed to decode quote", MalformedQuoteError, "the quote cannot be decoded"),
@@ -67,8 +77,13 @@ _CAUSES: tuple[tuple[str, type[AttestationError], str], ...] = (
     (r"Failed to (decode|parse) (TcbInfo|Q[eE]|tcb|qe)", CollateralError, "the JSON is damaged"),
     (r"Unrecognized TCB status", CollateralError, "the collateral has an unknown TCB status"),
     (r"Unsupported (QE Identity|TCB)", CollateralError, "the collateral is of another kind"),
+    (r"non-(SGX|TDX) TCB info", CollateralError, "the collateral is of another kind"),
+    (r"component count|missing tdxModule", CollateralError, "the JSON is damaged"),
+    (r"(Pce|Cpu)_?Svn|Fmspc|Ppid|PceId|DER object|subobject", CertificateChainError,
+     "a damaged PCK certificate"),
     (r"certificate|Certificate|UnknownIssuer|Intel extension", CertificateChainError, "bad chain"),
 )  # fmt: skip
+_SOURCE_LINE = re.compile(r" @\S+\.rs:\d+")
 _PEM_CHAIN = re.compile(
     rb"(?:-----BEGIN CERTIFICATE-----[\r\n]"
     rb"[A-Za-z0-9+/=\r\n]+"
@@ -85,11 +100,13 @@ def verified_claims(
         quote: the quote.
         collateral: for the quote's FMSPC.
         anchor: the root; its own validity is the caller's to check.
-        now: seconds since 1970.
+        now: seconds since 1970; all collateral is younger.
 
     Raises:
         AttestationError: a subclass for each cause.
     """
+    if now < 0:
+        raise ExpiredCollateralError("nothing holds before 1970")
     material = _material(collateral)
     policy = dcap_qvl.QuotePolicy.claims_only(now)
     try:
@@ -128,6 +145,7 @@ def _explain(
 def error_of(text: str) -> AttestationError:
     """Return our error for dcap-qvl's error text; its own words stay in parentheses."""
     words = printable(" ".join(text.removeprefix("Verification failed: ").split()))
+    words = _SOURCE_LINE.sub("", words)
     for pattern, error, meaning in _CAUSES:
         if re.search(pattern, words):
             return error(f"{meaning} ({words})")

@@ -19,6 +19,7 @@ class _Flaw(enum.Flag):
 
 
 UP_TO_DATE = "UpToDate"
+REVOKED = "Revoked"
 _FLAWS = {
     UP_TO_DATE: _Flaw.NONE,
     "SWHardeningNeeded": _Flaw.SW_HARDENING,
@@ -30,7 +31,7 @@ _FLAWS = {
     "OutOfDateConfigurationNeeded": _Flaw.OUT_OF_DATE | _Flaw.CONFIGURATION,
 }
 TCB_STATUSES = tuple(_FLAWS)
-"""Statuses that a policy may accept; Revoked is never one of them."""
+"""Statuses that a policy may accept; REVOKED is never one of them."""
 _NAMES = {flaw: name for name, flaw in _FLAWS.items()}
 
 

@@ -6,9 +6,9 @@ The order of the work:
 2. find the trusted root that its certificates lead to, and check that root's own validity;
 3. let dcap-qvl verify every signature, revocation list, date and TCB level up to that root
    (Intel SGX ECDSA QuoteLibReference, and the PCS API's rules for TCB levels);
-4. check what that library leaves unchecked (measured on 0.7.0): each certificate that the quote
-   carries, the PCE id, the TCB type, the order of the QE identity's levels, the QE's own status,
-   the rest of the QE's report data, and the attributes that a production enclave must have;
+4. check what that library leaves unchecked: each certificate that the quote carries, the QE's own
+   status, all of :mod:`cloister.attestation.supplement`, and the attributes that a production
+   enclave must have;
 5. ask the policy whether this genuine enclave is the expected one.
 
 A failure in 1 to 3 ends the work, since nothing after it would mean anything.
@@ -20,7 +20,6 @@ import dataclasses
 import datetime
 import functools
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,21 +31,21 @@ from cloister.attestation.anchors import TrustAnchor
 from cloister.attestation.collateral import Collateral
 from cloister.attestation.evidence import Evidence
 from cloister.attestation.policy import Policy, completed
-from cloister.attestation.status import joined
+from cloister.attestation.status import REVOKED, joined
+from cloister.attestation.supplement import SUPPLEMENTS, Verified
 from cloister.attestation.verdict import Check, Verdict
 from cloister.errors import (
     AttestationError,
     CertificateChainError,
-    CollateralError,
     DebugEnclaveError,
     EnclaveAttributesError,
     MalformedQuoteError,
-    QuotingEnclaveError,
+    RevokedError,
     RootValidityError,
     UnsupportedQuoteError,
     UntrustedRootError,
 )
-from cloister.sgx.quote import CERTIFICATION_PEM_CHAIN, Quote, parse_quote
+from cloister.sgx.quote import CERTIFICATION_PEM_CHAIN, CERTIFICATION_TYPES, Quote, parse_quote
 from cloister.sgx.report import Attribute
 
 CollateralFor = Callable[[Quote, TrustAnchor], Collateral]
@@ -145,7 +144,7 @@ class _Work:
         self._next("collateral", "collateral for the quote's kind of platform")
         collateral = self._collateral_for(quote, anchor)
         claims = self._claims(quote, anchor, collateral)
-        self._check_unlooked(quote, claims, collateral)
+        self._check_supplements(Verified(quote, collateral, anchor, claims, self._now))
         return _evidence(quote, anchor, claims)
 
     def record_failure(self, error: AttestationError) -> None:
@@ -182,34 +181,10 @@ class _Work:
         self._passed("signatures, revocation, dates and TCB level hold up to the root")
         return claims
 
-    def _check_unlooked(self, quote: Quote, claims: dict[str, Any], collateral: Collateral) -> None:
-        # Both texts were signed; they are read again only for what the library does not compare.
-        tcb_info = _parsed(collateral.tcb_info)
-        qe_identity = _parsed(collateral.qe_identity)
-        self._next("PCE id", "the same in the PCK certificate and the TCB info")
-        found = bytes(claims["platform"]["pck"]["pce_id"]).hex()
-        if found != str(tcb_info.get("pceId", "")).lower():
-            raise CollateralError(f"PCE id {found}, the TCB info is for {tcb_info.get('pceId')}")
-        self._passed(found)
-        self._next("TCB type", "0")
-        if tcb_info.get("tcbType") != 0:
-            raise CollateralError(f"TCB type {tcb_info.get('tcbType')}: meaning unknown")
-        self._passed("0")
-        self._next("QE identity levels", "in descending order of ISVSVN")
-        levels = [level["tcb"]["isvsvn"] for level in qe_identity["tcbLevels"]]
-        if levels != sorted(levels, reverse=True):
-            raise CollateralError(f"levels {levels} are out of order, the first match would lie")
-        self._passed(", ".join(map(str, levels)))
-        self._next("QE report data", "32 zero bytes after the key's hash")
-        if any(quote.qe_report.report_data[32:]):
-            raise QuotingEnclaveError("the second half of the QE's report data is not zero")
-        self._passed("32 zero bytes after the key's hash")
-
-
-@functools.lru_cache(maxsize=256)
-def _parsed(text: str) -> dict[str, Any]:
-    parsed: dict[str, Any] = json.loads(text)
-    return parsed
+    def _check_supplements(self, verified: Verified) -> None:
+        for supplement in SUPPLEMENTS:
+            self._next(supplement.name, supplement.expected)
+            self._passed(supplement.found(verified))
 
 
 def find_anchor(quote: Quote, anchors: Sequence[TrustAnchor]) -> TrustAnchor:
@@ -224,8 +199,12 @@ def find_anchor(quote: Quote, anchors: Sequence[TrustAnchor]) -> TrustAnchor:
     """
     kind = quote.signature.certification_type
     if kind != CERTIFICATION_PEM_CHAIN:
+        content = CERTIFICATION_TYPES.get(kind, "of unknown meaning")
         raise UnsupportedQuoteError(
-            f"the quote has certification data of type {kind}, expected 5 (a certificate chain)"
+            f"the quote carries no certificate chain, but certification data of type {kind}"
+            f" ({content})",
+            hint="let the platform's quote provider library put the PCK certificate chain into"
+            " its quotes (type 5): it needs a PCCS from which to get it",
         )
     return _anchor_of_chain(quote.signature.certification_data, tuple(anchors))
 
@@ -271,7 +250,7 @@ def _evidence(quote: Quote, anchor: TrustAnchor, claims: dict[str, Any]) -> Evid
     return Evidence(
         quote=quote,
         anchor=anchor,
-        tcb_status=joined(claims["tcb"]["status"], claims["qe"]["tcb_level"]["tcbStatus"]),
+        tcb_status=_status(claims),
         advisories=tuple(sorted(claims["tcb"]["advisory_ids"])),
         tcb_date=dcap.as_utc(platform["tcb_date_tag"]),
         fmspc=bytes(platform["pck"]["fmspc"]),
@@ -280,6 +259,20 @@ def _evidence(quote: Quote, anchor: TrustAnchor, claims: dict[str, Any]) -> Evid
             min(claims["earliest_expiration_date"], claims["qe_iden_earliest_expiration_date"])
         ),
     )
+
+
+def _status(claims: dict[str, Any]) -> str:
+    """Join the statuses of all that counts.
+
+    A TD report of 1.5 tells the TCB at launch and the present one; the library asks the present
+    one only whether launching anew would help, so that a platform which got worse would not show.
+    """
+    present = claims["platform"]["current_tcb_level"]
+    others = [claims["qe"]["tcb_level"], *([present] if present else [])]
+    statuses: list[str] = [claims["tcb"]["status"], *(level["tcbStatus"] for level in others)]
+    if REVOKED in statuses:
+        raise RevokedError("the platform's TCB level is revoked")
+    return functools.reduce(joined, statuses)
 
 
 def _require_same_reading(quote: Quote, claims: dict[str, Any]) -> None:

@@ -28,6 +28,16 @@ TEE_SGX = 0x00
 TEE_TDX = 0x81
 CERTIFICATION_PEM_CHAIN = 5
 CERTIFICATION_QE_REPORT = 6
+CERTIFICATION_TYPES = {
+    1: "PPID in plain text",
+    2: "PPID under RSA-2048",
+    3: "PPID under RSA-3072",
+    4: "PCK certificate alone",
+    5: "PCK certificate chain",
+    6: "QE report",
+    7: "platform manifest",
+}
+"""What the certification data of a quote can be."""
 
 _HEADER = Structure(
     "quote header",
@@ -117,6 +127,12 @@ class TdReport:
     def unpack(cls, data: bytes) -> TdReport:
         """Read a TD report of 584 (1.0) or 648 (1.5) bytes."""
         return cls(**(_TD_15 if len(data) == _TD_15.size else _TD_10).unpack(data))
+
+    def pack(self) -> bytes:
+        """Return the report: 648 bytes if the fields of 1.5 are there, else 584."""
+        structure = _TD_10 if self.tee_tcb_svn2 is None else _TD_15
+        values = dataclasses.asdict(self)
+        return structure.pack({name: value for name, value in values.items() if value is not None})
 
 
 @dataclasses.dataclass(frozen=True)
