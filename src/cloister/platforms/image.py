@@ -8,6 +8,7 @@ measured, never executed.
 from __future__ import annotations
 
 import functools
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,9 +56,16 @@ def archive_of(files: Mapping[str, bytes]) -> bytes:
 def package_files(package: Path) -> dict[str, bytes]:
     """Read the files of a package; what Python caches and hidden files are left out."""
     files = {}
-    for path in package.rglob("*"):
-        relative = path.relative_to(package)
-        hidden = any(part.startswith(".") or part == "__pycache__" for part in relative.parts)
-        if not hidden and path.is_file():
-            files[relative.as_posix()] = path.read_bytes()
+    for directory, below, names in os.walk(package):
+        below[:] = [name for name in below if _counts(name)]
+        here = Path(directory)
+        prefix = here.relative_to(package).as_posix() + "/" if here != package else ""
+        for name in filter(_counts, names):
+            path = here / name
+            if path.is_file():
+                files[prefix + name] = path.read_bytes()
     return files
+
+
+def _counts(name: str) -> bool:
+    return not name.startswith(".") and name != "__pycache__"

@@ -43,10 +43,13 @@ class Alertness:
         self._beats[0] += 1
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes.
+
+        On a busy machine they wait long for the time to die in, so nobody waits for them.
+        """
         for child in self._turning:
             os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            os.waitpid(child, os.WNOHANG)
         self._beats.release()
         self._memory.close()
 
