@@ -49,7 +49,8 @@ class Policy(Protocol):
         ...
 
 
-_IDENTITY = frozenset({Subject.IDENTITY})
+IDENTITY = frozenset({Subject.IDENTITY})
+"""What a policy names that says which enclave it means."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ class MrEnclave:
     """The enclave is one of these measurements (32 bytes each)."""
 
     accepted: frozenset[bytes]
-    names = _IDENTITY
+    names = IDENTITY
 
     def __init__(self, *accepted: bytes) -> None:
         require_sizes("MRENCLAVE", accepted, 32)
@@ -86,7 +87,7 @@ class MrSigner:
     signer: bytes
     isv_prod_id: int
     minimum_isv_svn: int
-    names = _IDENTITY
+    names = IDENTITY
 
     def __post_init__(self) -> None:
         require_sizes("MRSIGNER", [self.signer], 32)
@@ -122,7 +123,7 @@ class MrSigner:
                 "an old version of the enclave; run the present one",
             ),
         )
-        return _all("signer", parts)
+        return every("signer", parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +137,7 @@ class MrTd:
 
     mr_td: bytes
     rtmrs: tuple[tuple[int, bytes], ...] = ()
-    names = _IDENTITY
+    names = IDENTITY
 
     def __post_init__(self) -> None:
         require_sizes("MRTD", [self.mr_td, *(value for _, value in self.rtmrs)], 48)
@@ -157,14 +158,14 @@ class MrTd:
         for number, value in self.rtmrs:
             found: bytes = getattr(report, f"rtmr{number}")
             parts.append(one_of(f"RTMR{number}", found, {value}, WrongMeasurementError))
-        return _all("TDX measurements", parts)
+        return every("TDX measurements", parts)
 
 
 @dataclasses.dataclass(frozen=True)
 class AnyEnclave:
     """Any genuine enclave at all: proves a platform, not a program. Never for secrets."""
 
-    names = _IDENTITY
+    names = IDENTITY
 
     def describe(self) -> str:
         """Say in plain words what is accepted."""
@@ -224,7 +225,7 @@ class AllOf:
 
     def verify(self, evidence: Evidence) -> Check:
         """Judge by every part."""
-        return _all("all of", (part.verify(evidence) for part in self.parts))
+        return every("all of", (part.verify(evidence) for part in self.parts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,7 +326,8 @@ def either(items: Iterable[str]) -> str:
     return " or ".join(sorted(items))
 
 
-def _all(name: str, checks: Iterable[Check]) -> Check:
+def every(name: str, checks: Iterable[Check]) -> Check:
+    """Return the check that each of several holds."""
     parts = tuple(checks)
     failed = [part for part in parts if not part.passed]
     return Check(

@@ -147,14 +147,14 @@ def serve(
     signer = (mrsigner, isv_prod_id, isv_svn)
     named = bool(enclaves or mrenclaves) or any(part is not None for part in signer)
     _require_one_mode(key_file, store, store_key, audit, named=named or as_hex or bool(statuses))
-    parts = _Parts(
-        settings, lambda: trust_from(bundles, collaterals, pccs), _Report(as_json), store_key
+    parts = Parts(
+        settings, lambda: trust_from(bundles, collaterals, pccs), Report(as_json), store_key
     )
     if store is not None:
         parts.serve_store(store)
     elif key_file is not None:
         policy = _identity_policy(enclaves, mrenclaves, signer, statuses)
-        parts.serve_one(_secret(key_file, policy, as_hex=as_hex), audit)
+        parts.serve_one(read_secret(key_file, policy, as_hex=as_hex), audit)
 
 
 def _require_one_mode(
@@ -181,14 +181,14 @@ def _require_one_mode(
         )
 
 
-class _Parts:
+class Parts:
     """Joins what the options name and runs it."""
 
     def __init__(
         self,
         settings: Settings,
         load_trust: Callable[[], Trust],
-        report: _Report,
+        report: Report,
         store_key: str | None,
     ) -> None:
         from cloister.provision.store_key import load_store_key
@@ -199,6 +199,7 @@ class _Parts:
         self._store_key = load_store_key(store_key) if store_key else None
 
     def serve_store(self, database: str) -> None:
+        """Release what is in a store, until stopped."""
         from cloister.attestation.trust import Authenticator
         from cloister.provision.database import open_database
         from cloister.provision.decision import ClientJudge
@@ -223,6 +224,7 @@ class _Parts:
             watcher.close()
 
     def serve_one(self, secret: Secret, audit: str | None) -> None:
+        """Release one secret, until stopped; then wipe it."""
         from cloister.attestation.trust import Authenticator
         from cloister.provision.database import open_database
         from cloister.provision.decision import ClientJudge
@@ -254,7 +256,7 @@ class _Parts:
         service.run()
 
 
-class _Report:
+class Report:
     """Prints what happens, for people or as one JSON object a line."""
 
     def __init__(self, as_json: bool) -> None:
@@ -273,6 +275,7 @@ class _Report:
         }
 
     def started(self, host: str, port: int, admin: tuple[str, int] | None) -> None:
+        """Print what is released, to whom, and where."""
         secrets, roots = self._introduction["secrets"], self._introduction["roots"]
         lines = [f"releases {name} to: {accepts}" for name, accepts in secrets.items()]
         lines += [f"on platforms under: {root}" for root in roots]
@@ -282,6 +285,7 @@ class _Report:
         self._print(event | self._introduction, lines)
 
     def decided(self, decision: Decision, record: AuditRecord | None) -> None:
+        """Print a decision and its place in the audit log."""
         event = {"event": "decision", **decision.to_dict()}
         line = decision.to_line()
         if record is not None:
@@ -290,9 +294,11 @@ class _Report:
         self._print(event, [line])
 
     def failed(self, error: CloisterError) -> None:
+        """Print a failure that concerns no client."""
         self._print({"event": "failure", "reason": error.message}, [f"failure: {error.message}"])
 
     def stopped(self, releases: int) -> None:
+        """Print how it ended."""
         self._print({"event": "stopped", "releases": releases}, [f"stopped: {releases} released"])
 
     def _print(self, event: dict[str, Any], lines: list[str]) -> None:
@@ -372,7 +378,8 @@ def _hex(option: str, text: str) -> bytes:
     return value
 
 
-def _secret(argument: str, policy: Policy, *, as_hex: bool) -> Secret:
+def read_secret(argument: str, policy: Policy, *, as_hex: bool) -> Secret:
+    """Return the wrap key of ``[NAME=]FILE``, as raw bytes or in Graphene's form."""
     import re
 
     from cloister.encrypted.keys import read_wrap_key
