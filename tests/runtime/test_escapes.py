@@ -31,7 +31,7 @@ def _judge(secret: Path, printed: str) -> dict[str, str]:
     assert secret.parent.stat().st_mode & 0o777 == 0o755
     assert "secret" not in got["list"]
     assert got["open below"].endswith("Error")
-    assert got["kernel/core_pattern"] == got["kernel/hostname"] == "OSError"
+    assert got["kernel/core_pattern"] == got["kernel/hostname"] == "FileNotFoundError"
     return got
 
 

@@ -29,9 +29,10 @@ from cloister.errors import ProgramStartError, SandboxError
 from cloister.runtime import linux
 from cloister.runtime.forks import FOR_THE_PROGRAM, fork_into, never_returning
 from cloister.runtime.limits import Limits, impose
+from cloister.runtime.machine import SHOWN_OF_PROC
 from cloister.runtime.seccomp import filter_program
 from cloister.runtime.supervisor import Supervisor
-from cloister.runtime.tree import KernelMount
+from cloister.runtime.tree import ABSENT_FILE, EMPTY_DIRECTORY, HIDDEN, KernelMount
 
 _STAGING = "/tmp"  # noqa: S108  (covered by a mount that only the new namespace sees)
 _HOSTNAME = "localhost"
@@ -40,7 +41,6 @@ _STATUS = struct.Struct("=cI")  # kind, value
 _EXITED, _NOT_STARTED, _TOLD = b"x", b"e", b"t"
 _LENGTH = struct.Struct("=I")
 _PREPARING = "preparing the sandbox"
-_MACHINE_WIDE = ("sys", "sysrq-trigger", "irq", "bus", "fs")
 _LAST_STANDARD_STREAM = 2
 
 
@@ -245,10 +245,10 @@ def _run_as_process_one(control: socket.socket) -> NoReturn:
         # Only now is the runtime the parent: the process that forked this one has been reaped.
         linux.die_with_parent(signal.SIGKILL)
         socket.sethostname(_HOSTNAME)
+        hidden = os.open(f"{_STAGING}{HIDDEN}", os.O_PATH | os.O_CLOEXEC)
         for mount in plan.mounts:
-            _mount(mount)
-        _forbid_more_namespaces()
-        _protect_the_machine()
+            _mount(mount, f"/proc/self/fd/{hidden}")
+        os.close(hidden)
         os.chdir(_STAGING)
         linux.pivot_root_here()
         ours, theirs = socket.socketpair()
@@ -287,23 +287,49 @@ def _exactly(control: socket.socket, size: int) -> bytes:
     return data
 
 
-def _mount(mount: KernelMount) -> None:
+def _mount(mount: KernelMount, hidden: str) -> None:
+    """Mount something over the tree.
+
+    Args:
+        mount: what and where.
+        hidden: the tree's hidden directory, by a path that stays valid when procfs covers it.
+    """
     target = f"{_STAGING}{mount.path}"
     safe = linux.MS_NOSUID | linux.MS_NODEV
     if mount.kind == "tmpfs":
         os.makedirs(target, exist_ok=True)
         linux.mount("tmpfs", target, "tmpfs", safe, "mode=1777")
     elif mount.kind == "proc":
-        linux.mount("proc", target, "proc", safe | linux.MS_NOEXEC)
+        _mount_proc(target, hidden)
     elif mount.kind == "devpts":
         options = "newinstance,ptmxmode=0666,mode=620"
         linux.mount("devpts", target, "devpts", linux.MS_NOSUID | linux.MS_NOEXEC, options)
-    elif mount.kind == "cover":
-        linux.mount("none", target, "tmpfs", safe | linux.MS_RDONLY, "mode=0")
     elif mount.kind == "tree":
-        _bind(f"{_STAGING}{mount.source}", target)
+        _bind(f"{hidden}/{mount.source}", target)
     else:
         _bind(mount.source, target)
+
+
+def _mount_proc(target: str, hidden: str) -> None:
+    """Mount procfs and cover what it tells, or lets root change, of the whole machine.
+
+    Processes that the program could not trace are invisible, this one among them.
+    """
+    flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+    try:
+        linux.mount("proc", target, "proc", flags, "hidepid=4")
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        linux.mount("proc", target, "proc", flags, "hidepid=2")  # before Linux 5.8
+    # The program must not regain capabilities in a user namespace of its own.
+    _write(f"{target}/sys/user/max_user_namespaces", "0")
+    for name in os.listdir(target):
+        path = f"{target}/{name}"
+        if name.isdigit() or name in SHOWN_OF_PROC or os.path.islink(path):
+            continue
+        cover = EMPTY_DIRECTORY if os.path.isdir(path) else ABSENT_FILE
+        linux.mount(f"{hidden}/{cover}", path, None, linux.MS_BIND)
 
 
 def _bind(source: str, target: str) -> None:
@@ -315,21 +341,6 @@ def _bind(source: str, target: str) -> None:
             os.makedirs(os.path.dirname(target), exist_ok=True)
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     linux.mount(source, target, None, linux.MS_BIND)
-
-
-def _forbid_more_namespaces() -> None:
-    """Leave the program no way to regain capabilities in a user namespace of its own."""
-    _write(f"{_STAGING}/proc/sys/user/max_user_namespaces", "0")
-
-
-def _protect_the_machine() -> None:
-    """Make read-only what procfs lets the machine's root write without any capability."""
-    flags = linux.MS_BIND | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
-    for name in _MACHINE_WIDE:
-        path = f"{_STAGING}/proc/{name}"
-        if os.path.exists(path):
-            linux.mount(path, path, None, linux.MS_BIND | linux.MS_REC)
-            linux.mount("none", path, None, flags | linux.MS_REMOUNT | linux.MS_RDONLY)
 
 
 def _listener_from(program: socket.socket) -> int | None:

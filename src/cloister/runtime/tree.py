@@ -16,18 +16,22 @@ from cloister.errors import InputError
 from cloister.fuse.filesystem import Caller
 from cloister.manifest.model import Manifest, Mount, RootMount
 from cloister.manifest.uris import DEVICE, FILE, normalise
-from cloister.runtime.directory import HostDirectory, host_node
+from cloister.runtime.directory import host_node
 from cloister.runtime.encrypted import EncryptedNode
 from cloister.runtime.keyring import DEFAULT_KEY, Keyring
+from cloister.runtime.machine import SHOWN_OF_SYSFS, ListedDirectory, sysctl_directory
 from cloister.runtime.nodes import Directory, MountPoint, Node, Symlink, SyntheticDirectory
 from cloister.runtime.policy import ReadOnlyRules, is_below
+from cloister.runtime.pseudo import AbsentFile
 from cloister.runtime.scene import Scene
 
 KERNEL_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
-HIDDEN = "/.cloister"
-"""Where nodes wait that are bound below a tmpfs; covered before the program starts."""
+HIDDEN = "/proc/.cloister"
+"""Where nodes wait that are bound over what the kernel mounts; procfs hides this directory."""
 
-SHOWN_OF_SYSFS = ("/sys/devices/system/cpu", "/sys/devices/system/node")
+ABSENT_FILE, EMPTY_DIRECTORY = "absent-file", "empty-directory"
+"""Names there of what covers the files and directories of procfs that are not shown."""
+
 _LINKS_IN_DEV = {
     "stdin": "/proc/self/fd/0",
     "stdout": "/proc/self/fd/1",
@@ -43,10 +47,10 @@ class KernelMount:
     """Something that the sandbox mounts over the tree.
 
     Attributes:
-        kind: ``tmpfs``, ``proc``, ``devpts``, ``bind`` of a host device, ``tree`` for a part of
-            the tree itself, or ``cover`` for an empty directory that nobody may enter.
+        kind: ``tmpfs``, ``proc``, ``devpts``, ``bind`` of a host device, or ``tree`` for a part
+            of the tree itself.
         path: absolute, inside the tree.
-        source: of a ``bind``, the host's path; of a ``tree``, the path inside the tree.
+        source: of a ``bind``, the host's path; of a ``tree``, the name in ``HIDDEN``.
     """
 
     kind: str
@@ -87,15 +91,15 @@ class Tree:
         return any(is_below(path, mount.path) for mount in self.kernel_mounts)
 
     def place_anywhere(self, path: str, node: Node, source: str) -> None:
-        """Put ``node`` at a path that may lie below a tmpfs.
+        """Put ``node`` at a path that may lie below what the kernel mounts.
 
         There the node gets a hidden place, from which the sandbox binds it to where it belongs.
         """
         if not self._covered_by_kernel(path):
             self.place(path, node, source)
             return
-        hidden = f"{HIDDEN}/{len(self.kernel_mounts)}"
-        self.place(hidden, node, source)
+        hidden = str(len(self.kernel_mounts))
+        self.place(f"{HIDDEN}/{hidden}", node, source)
         self.kernel_mounts.append(KernelMount("tree", path, hidden))
 
     def mount_by_kernel(self, mount: KernelMount, mode: int, source: str) -> None:
@@ -197,8 +201,6 @@ def build_tree(
             tree.mount_by_kernel(device, stat.S_IFREG | 0o666, source)
         else:
             tree.place_anywhere(mount.path, _node_of(mount, scene, base, source), source)
-    if HIDDEN.encode()[1:] in root.mounted:
-        tree.kernel_mounts.append(KernelMount("cover", HIDDEN))
     return tree
 
 
@@ -262,6 +264,9 @@ def _node_of(mount: Mount | RootMount, scene: Scene, base: Path, source: str) ->
 def _place_pseudo_files(tree: Tree, scene: Scene, attestation: Directory) -> None:
     """Put ``/proc``, ``/dev`` and ``/sys`` over whatever the root holds there."""
     tree.mount_by_kernel(KernelMount("proc", "/proc"), stat.S_IFDIR, "/proc")
+    tree.place(f"{HIDDEN}/{ABSENT_FILE}", AbsentFile(), "/proc")
+    tree.place(f"{HIDDEN}/{EMPTY_DIRECTORY}", SyntheticDirectory(), "/proc")
+    tree.place_anywhere("/proc/sys", sysctl_directory(), "/proc/sys")
     dev = SyntheticDirectory()
     tree.place("/dev", dev, "/dev")
     for name in KERNEL_DEVICES:
@@ -275,6 +280,6 @@ def _place_pseudo_files(tree: Tree, scene: Scene, attestation: Directory) -> Non
     dev.mounted[b"attestation"] = attestation
     tree.place("/sys", SyntheticDirectory(), "/sys")
     information = Scene(ReadOnlyRules(), scene.report, scene.uid, scene.gid, unbuffered=True)
-    for shown in SHOWN_OF_SYSFS:
-        if Path(shown).is_dir():
-            tree.place(shown, HostDirectory(information, shown, shown), shown)
+    for directory, shown in SHOWN_OF_SYSFS.items():
+        if Path(directory).is_dir():
+            tree.place(directory, ListedDirectory(information, directory, shown), directory)
