@@ -66,7 +66,7 @@ class AbsentFile(Node):
     """Covers a file that shall not be there: a name that cannot be opened."""
 
     def attributes(self) -> Attributes:
-        """Return those of an empty file: with others the kernel would answer, with another error."""
+        """Return those of a readable file, so that opening it is asked of us."""
         return Attributes(mode=stat.S_IFREG | 0o444)
 
     def open(self, flags: int, caller: Caller) -> Handle:
