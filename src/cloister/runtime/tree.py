@@ -18,6 +18,7 @@ from cloister.manifest.model import Manifest, Mount, RootMount
 from cloister.manifest.uris import DEVICE, FILE, normalise
 from cloister.runtime.directory import host_node
 from cloister.runtime.encrypted import EncryptedNode
+from cloister.runtime.interpreter import place_interpreter
 from cloister.runtime.keyring import DEFAULT_KEY, Keyring
 from cloister.runtime.machine import SHOWN_OF_SYSFS, ListedDirectory, sysctl_directory
 from cloister.runtime.nodes import Directory, MountPoint, Node, Symlink, SyntheticDirectory
@@ -201,6 +202,8 @@ def build_tree(
             tree.mount_by_kernel(device, stat.S_IFREG | 0o666, source)
         else:
             tree.place_anywhere(mount.path, _node_of(mount, scene, base, source), source)
+    program = posixpath.join(manifest.fs.start_dir, manifest.libos.entrypoint)
+    place_interpreter(tree, program)
     return tree
 
 

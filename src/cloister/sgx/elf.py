@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -167,3 +168,27 @@ class Elf:
                 f"{self._name}: {what} at {offset} to {offset + size}, beyond the end of the file"
                 f" at {len(self._data)}"
             )
+
+
+def interpreter_of(read: Callable[[int, int], bytes]) -> str | None:
+    """Return the path of a program's ELF interpreter without reading the whole program.
+
+    Args:
+        read: returns up to so many bytes (second) from an offset (first).
+
+    Returns:
+        None if it is no x86-64 ELF file, or needs no interpreter.
+    """
+    head = read(0, EHDR.size)
+    if len(head) < EHDR.size:
+        return None
+    ident, _, machine, _, _, phoff, _, _, _, phentsize, phnum, _, _, _ = EHDR.unpack(head)
+    if ident[:6] != IDENT[:6] or machine != EM_X86_64 or phentsize != PHDR.size:
+        return None
+    table = read(phoff, min(phnum, _MAX_PROGRAM_HEADERS) * PHDR.size)
+    whole = len(table) - len(table) % PHDR.size
+    for kind, _, offset, _, _, filesz, _, _ in PHDR.iter_unpack(table[:whole]):
+        if kind == PT_INTERP:
+            name = read(offset, min(filesz, _MAX_STRING))
+            return name.rstrip(b"\0").decode("utf-8", "surrogateescape")
+    return None

@@ -1,0 +1,83 @@
+"""The ELF interpreter of the program, where the kernel looks for it.
+
+A library OS loads programs itself and finds the interpreter in its own ``/lib``, so old manifests
+mount nothing at the path that programs name (``/lib64/ld-linux-x86-64.so.2``). The kernel looks
+there. So the interpreter of the same name is shown there too, with the checks of the place that it
+comes from: what the manifest does not grant is not granted by this.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from cloister.errors import InputError
+from cloister.fuse.filesystem import Caller
+from cloister.runtime.nodes import Node
+from cloister.sgx.elf import interpreter_of
+
+if TYPE_CHECKING:
+    from cloister.runtime.tree import Tree
+
+_SHEBANG_LINE = 256
+_DEEPEST_SHEBANG = 4  # as in the kernel
+_DIRECTORIES = ("/lib", "/usr/lib", "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu")
+
+
+def place_interpreter(tree: Tree, program: str, directories: Iterable[str] = ()) -> None:
+    """Show the interpreter of ``program`` where the kernel looks for it, if it is not there.
+
+    Args:
+        tree: the file tree.
+        program: absolute path of an ELF file, or of a script that begins with ``#!``.
+        directories: where to look first, such as those of ``LD_LIBRARY_PATH``.
+
+    Raises:
+        InputError: the interpreter is nowhere in the tree, so that the program cannot start.
+    """
+    wanted = _wanted(tree, program)
+    if wanted is None or not wanted.startswith("/") or _find(tree, wanted) is not None:
+        return
+    for directory in (*directories, *_DIRECTORIES):
+        node = _find(tree, posixpath.join("/", directory, posixpath.basename(wanted)))
+        if node is not None:
+            tree.place_anywhere(wanted, node, f"the ELF interpreter of {program}")
+            return
+    raise InputError(
+        f"{program} needs {wanted} to start (its ELF interpreter), which is not in the file tree",
+        hint=f'mount it, {{ path = "{wanted}", uri = "file:{wanted}" }}, and trust it with the '
+        f"other libraries: {{% for l in ldd('PROGRAM') %}} in the template lists them all",
+    )
+
+
+def _wanted(tree: Tree, program: str, depth: int = 0) -> str | None:
+    """Return what the program names; None where it cannot be told, which its start will explain."""
+    node = _find(tree, program)
+    if node is None or depth > _DEEPEST_SHEBANG:
+        return None
+    try:
+        handle = node.open(os.O_RDONLY, Caller(os.getuid(), os.getgid(), os.getpid()))
+    except OSError:
+        return None
+
+    def read(offset: int, size: int) -> bytes:
+        return bytes(handle.read(offset, size))
+
+    try:
+        words = read(0, _SHEBANG_LINE).partition(b"\n")[0].split()
+        if words and words[0].startswith(b"#!/"):
+            return _wanted(tree, os.fsdecode(words[0][2:]), depth + 1)
+        return interpreter_of(read)
+    except OSError:
+        return None
+    finally:
+        handle.release()
+
+
+def _find(tree: Tree, path: str) -> Node | None:
+    try:
+        return tree.find(path)
+    except OSError:
+        return None

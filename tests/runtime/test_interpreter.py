@@ -1,0 +1,57 @@
+"""The ELF interpreter is where the kernel looks for it, also where a manifest mounts only /lib."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from applications import App
+
+SHELL = str(Path(shutil.which("sh") or "/bin/sh").resolve())
+GLIBC = "{{ graphene.runtimedir() }}"
+
+
+@pytest.fixture
+def old(app: App) -> App:
+    """A shell with the C library at /lib and nothing at /lib64, as Graphene's manifests have it."""
+    app.mount("/bin/sh", f"file:{SHELL}")
+    app.mount("/lib", f"file:{GLIBC}/")
+    app.trusted += [f"file:{SHELL}", f"file:{GLIBC}/"]
+    app.settings["libos.entrypoint"] = '"/bin/sh"'
+    app.settings["loader.argv"] = json.dumps(["sh", "-c", "echo started"])
+    return app
+
+
+def test_a_program_starts_with_its_interpreter_mounted_elsewhere(old: App) -> None:
+    old.build(old.text())
+    assert old.cloister("run", "app").stdout == "started\n"
+
+
+def test_a_script_starts_too(old: App) -> None:
+    script = old.directory / "script"
+    script.write_text("#!/bin/sh\necho from a script\n")
+    script.chmod(0o755)
+    old.trusted.append("file:script")
+    old.settings["libos.entrypoint"] = '"script"'
+    old.settings["loader.argv"] = '["script"]'
+    old.build(old.text())
+    assert old.cloister("run", "app").stdout == "from a script\n"
+
+
+def test_an_interpreter_that_the_manifest_does_not_grant_stays_denied(old: App) -> None:
+    old.trusted = [f"file:{SHELL}"]
+    old.build(old.text())
+    done = old.cloister("run", "app", expect=1)
+    assert "ld-linux-x86-64.so.2: not a trusted, allowed or encrypted file" in done.stderr
+
+
+def test_a_program_without_any_interpreter_is_told_which(old: App) -> None:
+    old.mounts.pop()
+    old.trusted = [f"file:{SHELL}"]
+    old.build(old.text())
+    done = old.cloister("run", "app", expect=2)
+    assert "/bin/sh needs /lib64/ld-linux-x86-64.so.2 to start" in done.stderr
+    assert "hint: mount it" in done.stderr
