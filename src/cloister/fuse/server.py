@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from cloister.errors import CloisterError
@@ -35,7 +35,12 @@ _WANTED = (
     | p.InitFlag.CACHE_SYMLINKS
 )
 
-Answer = bytes | memoryview | Sequence[bytes | memoryview]
+Answer = bytes | memoryview | list[bytes]
+
+_INIT, _INTERRUPT = int(p.Opcode.INIT), int(p.Opcode.INTERRUPT)
+_UNANSWERED = frozenset((_INTERRUPT, int(p.Opcode.FORGET), int(p.Opcode.BATCH_FORGET)))
+_WITHDRAWN = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
+"""Errors of reading: the request that was there is gone, or there was none."""
 
 
 class _Request(NamedTuple):
@@ -121,32 +126,36 @@ class Server:
             OSError: ``/dev/fuse`` failed in a way that is not the unmount.
         """
         try:
-            while self._serve_one():
-                pass
+            self._serve_requests()
         finally:
             self._filesystem.destroy()
 
-    def _serve_one(self) -> bool:
-        try:
-            length = os.readv(self._descriptor, [self._buffer])
-        except OSError as error:
-            if error.errno == errno.ENODEV:  # unmounted
-                return False
-            if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):  # request was withdrawn
-                return True
-            raise
-        self._on_request()
-        size, opcode, unique, node, uid, gid, pid, _, _ = p.IN_HEADER.unpack_from(self._buffer)
-        if size != length:
-            raise OSError(errno.EPROTO, f"/dev/fuse: a request of {length} bytes says {size}")
-        request = _Request(unique, node, uid, gid, pid, self._view[p.IN_HEADER.size : length])
-        if opcode in (p.Opcode.FORGET, p.Opcode.BATCH_FORGET):
-            self._answer(opcode, request)  # the kernel wants no answer
-        elif opcode == p.Opcode.INIT:
-            self._send(unique, 0, self._init(request))
-        elif opcode != p.Opcode.INTERRUPT:
-            self._send(unique, *self._answer(opcode, request))
-        return True
+    def _serve_requests(self) -> None:
+        """Read, answer, write, for ever: what thousands of requests pass through is kept short."""
+        descriptor, room, whole, on_request = (
+            self._descriptor, [self._buffer], self._view, self._on_request
+        )  # fmt: skip
+        read, unpack, start = os.readv, p.IN_HEADER.unpack_from, p.IN_HEADER.size
+        while True:
+            try:
+                length = read(descriptor, room)
+            except OSError as error:
+                if error.errno == errno.ENODEV:  # unmounted
+                    return
+                if error.errno in _WITHDRAWN:
+                    continue
+                raise
+            on_request()
+            size, opcode, unique, node, uid, gid, pid, _, _ = unpack(whole)
+            if size != length:
+                raise OSError(errno.EPROTO, f"/dev/fuse: a request of {length} bytes says {size}")
+            request = _Request(unique, node, uid, gid, pid, whole[start:length])
+            if opcode == _INIT:
+                self._send(unique, 0, self._init(request))
+            elif opcode not in _UNANSWERED:
+                self._send(unique, *self._answer(opcode, request))
+            elif opcode != _INTERRUPT:
+                self._answer(opcode, request)
 
     def _answer(self, opcode: int, request: _Request) -> tuple[int, Answer]:
         """Return an error number (0 is success) and the body of the answer."""
@@ -162,13 +171,11 @@ class Server:
             return errno.EIO, b""
 
     def _send(self, unique: int, error: int, body: Answer) -> None:
-        parts: Sequence[bytes | memoryview] = (
-            [body] if isinstance(body, (bytes, memoryview)) else body
-        )
-        length = p.OUT_HEADER.size + sum(len(part) for part in parts)
-        header = p.OUT_HEADER.pack(length, -error, unique)
+        if isinstance(body, list):
+            body = b"".join(body)
+        header = p.OUT_HEADER.pack(p.OUT_HEADER.size + len(body), -error, unique)
         try:
-            os.writev(self._descriptor, [header, *parts])
+            os.writev(self._descriptor, (header, body))
         except OSError as problem:
             # ENOENT: the caller was killed meanwhile. ENODEV: unmounted; the next read says so.
             if problem.errno not in (errno.ENOENT, errno.ENODEV):

@@ -25,7 +25,9 @@ from cloister.runtime.scene import (
 )
 
 
-def host_node(scene: Scene, host: str, path: str, key_name: str | None) -> Node:
+def host_node(
+    scene: Scene, host: str, path: str, key_name: str | None, *, looked_up: bool = False
+) -> Node:
     """Return the node of whatever the host has at ``host``.
 
     Args:
@@ -33,21 +35,26 @@ def host_node(scene: Scene, host: str, path: str, key_name: str | None) -> Node:
         host: path on the host.
         path: URI path, by which the manifest knows it.
         key_name: name of the key if an encrypted mount holds it.
+        looked_up: the caller asks for the attributes at once; the file is looked at only once.
 
     Raises:
         FileNotFoundError: there is nothing.
     """
-    if key_name is None and os.path.islink(host) and _stays_a_link(scene, host, path):
-        return HostSymlink(scene, host, path)
-    mode = os.stat(host).st_mode
+    status = os.lstat(host)
+    if stat.S_ISLNK(status.st_mode):
+        if key_name is None and _stays_a_link(scene, host, path):
+            return HostSymlink(scene, host, path)
+        status = os.stat(host)
+    mode = status.st_mode
+    known = status if looked_up else None
     if stat.S_ISDIR(mode):
-        return HostDirectory(scene, host, path, key_name)
+        return HostDirectory(scene, host, path, key_name, known)
     if not stat.S_ISREG(mode):
         return SpecialFile(scene, host, path, stat.S_IFMT(mode))
     key_name = scene.key_of(path, key_name)
     if key_name is not None and scene.encrypted is not None:
         return scene.encrypted(host, path, key_name)
-    return HostFile(scene, host, path)
+    return HostFile(scene, host, path, known)
 
 
 def _stays_a_link(scene: Scene, host: str, path: str) -> bool:
@@ -75,10 +82,17 @@ class HostDirectory(Directory):
         key_name: in an encrypted mount, the name of the key of all files below; else None.
     """
 
-    def __init__(self, scene: Scene, host: str, path: str, key_name: str | None = None) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        host: str,
+        path: str,
+        key_name: str | None = None,
+        status: os.stat_result | None = None,
+    ) -> None:
         super().__init__()
         self.scene = scene
-        self.place = Place(scene, host, path)
+        self.place = Place(scene, host, path, status)
         self.key_name = key_name
         if key_name is None and scene.rules.changes_on_host(path):
             self.name_seconds = self.attribute_seconds = self.negative_seconds = HOST_SECONDS
@@ -103,10 +117,9 @@ class HostDirectory(Directory):
 
     def child(self, name: bytes) -> Node:
         """Return the node of a host file, whatever its kind."""
-        text = os.fsdecode(name)
-        if self.key_name is not None and not holds_content(text):
+        if self.key_name is not None and not holds_content(os.fsdecode(name)):
             refuse(errno.ENOENT)
-        return host_node(self.scene, *self.places(name), self.key_name)
+        return host_node(self.scene, *self.places(name), self.key_name, looked_up=True)
 
     def _key_of(self, path: str) -> str | None:
         return self.scene.key_of(path, self.key_name)
@@ -114,10 +127,11 @@ class HostDirectory(Directory):
     def places(self, name: bytes) -> tuple[str, str]:
         """Return the host path and the URI path of a name in this directory."""
         text = os.fsdecode(name)
-        here = self.place.use()
-        if not self.place.follows:
+        place = self.place
+        here = place.use()
+        if not place.follows:
             self.place.status(stat.S_IFDIR)
-        above = self.place.path
+        above = place.path
         path = text if above == "." else f"{above.rstrip('/')}/{text}"
         return f"{here}/{text}", path
 

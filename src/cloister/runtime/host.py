@@ -26,20 +26,26 @@ _ACCESS_AND_TRUNCATE = os.O_ACCMODE | os.O_TRUNC
 class Place:
     """Where a node of the host is, as long as it has a name.
 
+    Args:
+        status: what ``stat`` said just now; the answer to the first question, which follows.
+
     Attributes:
         host: path on the host.
         path: URI path, by which the manifest knows it.
     """
 
-    def __init__(self, scene: Scene, host: str, path: str) -> None:
+    def __init__(
+        self, scene: Scene, host: str, path: str, status: os.stat_result | None = None
+    ) -> None:
         self._scene = scene
-        self.host = host
-        self.path = path
-        self._gone = False
+        self.move(host, path)
+        self._status = status
 
     def move(self, host: str, path: str) -> None:
         """The node has a name again, or another one."""
         self.host, self.path, self._gone = host, path, False
+        self._status = None
+        self._read_only = self._scene.rules.follows_links_out(path)
 
     def lose(self) -> None:
         """The name is gone; whatever takes it is not this node."""
@@ -53,7 +59,7 @@ class Place:
     @property
     def follows(self) -> bool:
         """Tell whether a symbolic link in this place may be followed."""
-        return self._scene.rules.follows_links_out(self.path) or self.host in self._scene.roots
+        return self._read_only or self.host in self._scene.roots
 
     def use(self) -> str:
         """Return the host path, if it may be used.
@@ -63,7 +69,7 @@ class Place:
         """
         if self._gone:
             refuse(errno.ESTALE)
-        if not self.follows:
+        if not (self._read_only or self.follows):
             parent = os.path.realpath(os.path.dirname(self.host))
             if not any(is_below(parent, root) for root in self._scene.roots):
                 refuse(errno.EACCES)
@@ -79,7 +85,10 @@ class Place:
             FileNotFoundError: something else has the name now.
         """
         host = self.use()
-        status = os.stat(host) if self.follows else os.lstat(host)
+        if self._read_only and self._status is not None:
+            status, self._status = self._status, None
+        else:
+            status = os.stat(host) if self._read_only or self.follows else os.lstat(host)
         if stat.S_IFMT(status.st_mode) != kind:
             refuse(errno.ENOENT)
         return status
@@ -102,9 +111,11 @@ class Place:
 class HostFile(Node):
     """A regular file of the host: trusted, allowed or unlisted, as the rules say."""
 
-    def __init__(self, scene: Scene, host: str, path: str) -> None:
+    def __init__(
+        self, scene: Scene, host: str, path: str, status: os.stat_result | None = None
+    ) -> None:
         self.scene = scene
-        self.place = Place(scene, host, path)
+        self.place = Place(scene, host, path, status)
         self._handles: list[HostHandle] = []
         self._trusted: TrustedEntry | None = None
         self._consult_rules()
@@ -153,9 +164,11 @@ class HostFile(Node):
     def open(self, flags: int, caller: Caller) -> Handle:
         """Open with the checks that the intent needs."""
         writing = bool(flags & (WRITING | os.O_TRUNC))
+        if self._trusted is not None and not writing:
+            return self._open_trusted(self._trusted)  # reading is what the rules grant
         self.scene.require(self.place.path, Intent.WRITE if writing else Intent.READ)
         if self._trusted is not None:
-            return self._open_trusted(self._trusted)
+            refuse(errno.EACCES)
         return self.adopt(self._open(_host_flags(flags)), writing=writing)
 
     def _open(self, flags: int) -> int:

@@ -78,15 +78,16 @@ class Scene:
 def shown(scene: Scene, status: os.stat_result, size: int | None = None) -> Attributes:
     """Turn a host's ``stat`` into what the program sees."""
     return Attributes(
-        mode=status.st_mode,
-        size=status.st_size if size is None else size,
-        links=status.st_nlink,
-        uid=scene.uid,
-        gid=scene.gid,
-        atime_ns=status.st_atime_ns,
-        mtime_ns=status.st_mtime_ns,
-        ctime_ns=status.st_ctime_ns,
-        blocks=status.st_blocks,
+        status.st_mode,
+        status.st_size if size is None else size,
+        status.st_nlink,
+        scene.uid,
+        scene.gid,
+        status.st_atime_ns,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        0,
+        status.st_blocks,
     )
 
 

@@ -7,8 +7,8 @@ with changed bytes.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
+from hashlib import sha256
 from hmac import compare_digest
 from typing import NoReturn
 
@@ -42,29 +42,34 @@ class TrustedHandle(Handle):
         Raises:
             TamperedFileError: a chunk differs from what was signed.
         """
-        size = min(size, self.entry.size - offset)
+        whole, _, chunks = self.entry
+        size = min(size, whole - offset)
         if size <= 0:
             return b""
         first = offset // CHUNK_SIZE
-        last = (offset + size - 1) // CHUNK_SIZE
         start = first * CHUNK_SIZE
-        length = min((last + 1) * CHUNK_SIZE, self.entry.size) - start
-        data = os.pread(self._descriptor, length, start)
-        if len(data) != length:
-            self._refuse(f"cut short at byte {start + len(data)} of {self.entry.size}")
+        end = min(-(-(offset + size) // CHUNK_SIZE) * CHUNK_SIZE, whole)
+        data = os.pread(self._descriptor, end - start, start)
+        if len(data) != end - start:
+            self._refuse(f"cut short at byte {start + len(data)} of {whole}")
         view = memoryview(data)
-        for chunk in range(first, last + 1):
-            begin = (chunk - first) * CHUNK_SIZE
-            digest = hashlib.sha256(view[begin : begin + CHUNK_SIZE]).digest()
-            if not compare_digest(
-                digest, self.entry.chunks[chunk * DIGEST_SIZE : (chunk + 1) * DIGEST_SIZE]
-            ):
-                at = chunk * CHUNK_SIZE
-                self._refuse(
-                    f"bytes {at} to {min(at + CHUNK_SIZE, self.entry.size) - 1} are not those "
-                    "that were signed"
-                )
+        digests = [
+            sha256(view[at : at + CHUNK_SIZE]).digest() for at in range(0, len(data), CHUNK_SIZE)
+        ]
+        signed = chunks[first * DIGEST_SIZE : (first + len(digests)) * DIGEST_SIZE]
+        if not compare_digest(b"".join(digests), signed):
+            self._refuse_chunks(first, digests)
         return view[offset - start : offset - start + size]
+
+    def _refuse_chunks(self, first: int, digests: list[bytes]) -> NoReturn:
+        """Name the first chunk that is not the signed one."""
+        chunks = self.entry.chunks
+        for number, digest in enumerate(digests, start=first):
+            if chunks[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE] != digest:
+                break
+        at = number * CHUNK_SIZE
+        last = min(at + CHUNK_SIZE, self.entry.size) - 1
+        self._refuse(f"bytes {at} to {last} are not those that were signed")
 
     def _refuse(self, reason: str) -> NoReturn:
         error = TamperedFileError(reason)
@@ -99,12 +104,12 @@ def digest_whole(descriptor: int, entry: TrustedEntry) -> TrustedEntry:
     Raises:
         TamperedFileError: the file's SHA-256 is not the signed one.
     """
-    whole = hashlib.sha256()
+    whole = sha256()
     chunks = bytearray()
     size = 0
     while data := os.pread(descriptor, CHUNK_SIZE, size):
         whole.update(data)
-        chunks += hashlib.sha256(data).digest()
+        chunks += sha256(data).digest()
         size += len(data)
     if not compare_digest(whole.digest(), entry.sha256):
         raise TamperedFileError("its SHA-256 is not the signed one")
