@@ -175,7 +175,7 @@ class FileBacking:
         """
         flags = os.O_RDWR if writable else os.O_RDONLY
         flags |= os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not make us wait for its other end
-        backing = cls(os.open(path, flags))
+        backing = cls(_open_without_access_time(path, flags))
         try:
             backing.require_regular(path)
             if writable:
@@ -206,6 +206,23 @@ class FileBacking:
         finally:
             if temporary is not None:
                 temporary.unlink()
+        return backing
+
+    @classmethod
+    def create_nameless(cls, path: Path, content: bytes, mode: int) -> FileBacking:
+        """Make a file without a name in the directory of ``path``, with ``content``.
+
+        Raises:
+            OSError: EOPNOTSUPP: the host's file system has no such files.
+        """
+        flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+        backing = cls(os.open(path.parent, flags, mode))
+        try:
+            backing.lock(path)
+            backing.pwrite(0, content)
+        except BaseException:
+            backing.close()
+            raise
         return backing
 
     def require_regular(self, path: Path) -> None:
@@ -278,6 +295,14 @@ def _behind(buffers: Sequence[memoryview], count: int) -> Sequence[memoryview]:
             return [buffer[count:], *buffers[index + 1 :]]
         count -= len(buffer)
     return []
+
+
+def _open_without_access_time(path: Path, flags: int) -> int:
+    """Open; where the file is ours, reading it leaves its access time to the program."""
+    try:
+        return os.open(path, flags | getattr(os, "O_NOATIME", 0))
+    except PermissionError:
+        return os.open(path, flags)
 
 
 class FileRecoveryStore:

@@ -17,7 +17,7 @@ from cloister.encrypted.journal import UndoJournal
 from cloister.encrypted.keys import SystemKeys
 from cloister.encrypted.layout import EMPTY_METADATA, seal_metadata
 from cloister.errors import InputError, NotEncryptedError
-from cloister.files import sync_directory
+from cloister.files import link_open_file, sync_directory
 
 LONGEST_NAME = 255
 """Bytes of a file name on Linux file systems."""
@@ -102,6 +102,70 @@ class EncryptedFile(EncryptedContent):
         journal = UndoJournal(main, store, name=str(path), node0=node0, host_nodes=1)
         return cls(main, key, metadata, name=str(path), journal=journal, keys=keys, version=version)
 
+    @classmethod
+    def create_nameless(
+        cls,
+        host_path: str | os.PathLike[str],
+        key: bytes,
+        embedded_path: str,
+        *,
+        mode: int = 0o600,
+        version: int = GRAMINE_VERSION,
+    ) -> EncryptedFile:
+        """Make an empty encrypted file that has no name until :meth:`link` gives it one.
+
+        Args:
+            host_path: a name in the directory whose disk is to hold it.
+            key: the wrap key, 16 bytes.
+            embedded_path: what it is bound to until then.
+            mode: permission bits.
+            version: major version to write.
+
+        Raises:
+            OSError: EOPNOTSUPP: the host's file system has no such files.
+        """
+        checks.check_key(key)
+        path = Path(host_path)
+        keys = SystemKeys()
+        metadata = EMPTY_METADATA._replace(path=checks.encode_path(embedded_path))
+        node0 = seal_metadata(metadata, key, keys.nonce(), version)
+        main = FileBacking.create_nameless(path, node0, mode)
+        store = FileRecoveryStore(recovery_path(path), main)
+        journal = UndoJournal(main, store, name=str(path), node0=node0, host_nodes=1)
+        return cls(main, key, metadata, name=str(path), journal=journal, keys=keys, version=version)
+
+    def fileno(self) -> int:
+        """Return the descriptor of the host file; it stays the file's."""
+        return self._backing.fileno()
+
+    @property
+    def _backing(self) -> FileBacking:
+        if not isinstance(self._main, FileBacking):
+            raise InputError(f"{self.name}: has no name on the host that could change")
+        return self._main
+
+    def link(self, host_path: str | os.PathLike[str], embedded_path: str) -> None:
+        """Give a file of :meth:`create_nameless` its name and bind it to its path.
+
+        Raises:
+            FileExistsError: ``host_path`` exists.
+            EmbeddedPathError: the path cannot be embedded.
+            OSError: the host refuses; the file still has no name.
+        """
+        path = Path(host_path)
+        journal = self._require_writable(0)
+        self.rename(embedded_path)
+        os.fsync(self.fileno())
+        journal.belong_to(FileRecoveryStore(recovery_path(path), self._backing), str(path))
+        link_open_file(self.fileno(), None, path)
+        sync_directory(path.parent)
+        self.name = str(path)
+
+    def forget_name(self) -> None:
+        """Drop what a crash would need, if the last name of the host file is gone."""
+        if self._journal is not None and os.fstat(self.fileno()).st_nlink == 0:
+            self._journal.forget_name()
+
     def move(
         self,
         new_host_path: str | os.PathLike[str],
@@ -124,8 +188,7 @@ class EncryptedFile(EncryptedContent):
         """
         encoded = checks.encode_path(new_embedded_path)
         journal = self._require_writable(0)
-        if not isinstance(self._main, FileBacking):
-            raise InputError(f"{self.name}: has no name on the host that could change")
+        main = self._backing
         self.flush()
         old, new = Path(self.name), Path(new_host_path)
         if new.exists() and new.samefile(old):  # its own name, or another link to it
@@ -140,7 +203,7 @@ class EncryptedFile(EncryptedContent):
 
         journal.move(
             self._sealed_node0(encoded),
-            FileRecoveryStore(recovery_path(new), self._main),
+            FileRecoveryStore(recovery_path(new), main),
             rename=lambda: rename(old, new),
             sync_names=sync_names,
         )

@@ -69,6 +69,12 @@ class Journal(Protocol):
     ) -> None:
         """Commit ``node0`` together with a new name of the host file."""
 
+    def belong_to(self, store: RecoveryStore, name: str) -> None:
+        """The host file, which has no name yet, is about to get one."""
+
+    def forget_name(self) -> None:
+        """The host file has no name any more: nothing of it needs to survive."""
+
     def sync(self) -> None:
         """Return when the committed state survives a power loss."""
 
@@ -107,6 +113,12 @@ class DirectJournal:
         rename()
         self._main.pwrite(0, node0)
         sync_names()
+
+    def belong_to(self, store: RecoveryStore, name: str) -> None:
+        """Do nothing: there is nothing to recover."""
+
+    def forget_name(self) -> None:
+        """Do nothing: there is nothing to recover."""
 
     def sync(self) -> None:
         """Sync the host file."""
@@ -149,7 +161,7 @@ class UndoJournal:
         fresh = [n for n in nodes if n < self._host_nodes and n not in self._logged]
         if self._marked and not fresh:
             return
-        if not self._marked and not self._store.needed():
+        if not self._store.needed():
             return  # unlinked: no name, so nobody could open it after a crash
         self._append(fresh)
         for node in fresh:
@@ -245,6 +257,18 @@ class UndoJournal:
         self.close()
         self._store, self._log = store, log
         log.truncate(0)
+
+    def belong_to(self, store: RecoveryStore, name: str) -> None:
+        """The host file, which has no name yet, is about to get one; nothing is uncommitted."""
+        self._store, self._name = store, name
+
+    def forget_name(self) -> None:
+        """Remove the recovery file: no crash can be followed by opening the file."""
+        self._store.remove()
+        self._log_end = 0
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     def _unmark(self, node0: bytes, host_nodes: int) -> None:
         """End the transaction with ``node0`` as the committed state."""

@@ -12,7 +12,8 @@ import stat
 
 from cloister.encrypted.paths import holds_content
 from cloister.fuse.filesystem import Attributes, Caller, Change, Statistics
-from cloister.runtime.encrypted import EncryptedNode
+from cloister.runtime import linux
+from cloister.runtime.encrypted import EncryptedNode, RejectedError, move_tree
 from cloister.runtime.host import HostFile, HostSymlink, Place, SpecialFile
 from cloister.runtime.nodes import Directory, Handle, Node, refuse
 from cloister.runtime.policy import Intent, is_below
@@ -22,7 +23,11 @@ from cloister.runtime.scene import (
     change_on_host,
     rename_on_host,
     shown,
+    user_attribute,
 )
+
+_NAMELESS = b".nameless"
+"""How messages call a file that has no name."""
 
 
 def host_node(
@@ -50,7 +55,7 @@ def host_node(
     if stat.S_ISDIR(mode):
         return HostDirectory(scene, host, path, key_name, known)
     if not stat.S_ISREG(mode):
-        return SpecialFile(scene, host, path, stat.S_IFMT(mode))
+        return SpecialFile(scene, host, path, stat.S_IFMT(mode), own=key_name is not None)
     key_name = scene.key_of(path, key_name)
     if key_name is not None and scene.encrypted is not None:
         return scene.encrypted(host, path, key_name)
@@ -140,17 +145,23 @@ class HostDirectory(Directory):
             self.scene.require(path, intent)
 
     def entries(self) -> list[tuple[bytes, int]]:
-        """Return the names of the host's directory; links count as what they point to."""
+        """Return the names of the host's directory; links as the program sees them."""
         with os.scandir(os.fsencode(self.place.use())) as listing:
             return [
-                (entry.name, _type_bits(entry))
+                (entry.name, _type_bits(entry) or self._type_of_link(entry.name))
                 for entry in listing
                 if self.key_name is None or holds_content(os.fsdecode(entry.name))
             ]
 
+    def _type_of_link(self, name: bytes) -> int:
+        """Return the type bits of what the program sees in a link's place, 0 if it is nothing."""
+        try:
+            return stat.S_IFMT(self.child(name).attributes().mode)
+        except OSError:
+            return 0
+
     def create(self, name: bytes, flags: int, mode: int, caller: Caller) -> tuple[Node, Handle]:
         """Create a file on the host, encrypted where the mount says so."""
-        text = os.fsdecode(name)
         host, path = self.places(name)
         if os.path.lexists(host) and not flags & os.O_EXCL:
             # The kernel remembered that there was no such file; the host has made one since.
@@ -159,8 +170,7 @@ class HostDirectory(Directory):
         self._require(path, Intent.CREATE)
         key_name = self._key_of(path)
         if key_name is not None and self.scene.encrypted is not None:
-            if not holds_content(text):
-                refuse(errno.ENOENT)
+            self._require_free_name(name)
             secret = self.scene.encrypted(host, path, key_name)
             return secret, secret.create(mode & ~caller.umask)
         descriptor = os.open(
@@ -169,35 +179,82 @@ class HostDirectory(Directory):
         node = HostFile(self.scene, host, path)
         return node, node.adopt(descriptor, writing=True)
 
+    def _require_free_name(self, name: bytes) -> None:
+        """Refuse names that belong to the encrypted files themselves, as recovery files do."""
+        if not holds_content(os.fsdecode(name)):
+            refuse(errno.ENOENT)
+
+    def create_nameless(self, mode: int, caller: Caller) -> tuple[Node, Handle]:
+        """Create a file without a name where creating files is granted."""
+        host, path = self.places(_NAMELESS)
+        self._require(path, Intent.CREATE)
+        key_name = self._key_of(path)
+        if key_name is not None and self.scene.encrypted is not None:
+            secret = self.scene.encrypted(host, path, key_name)
+            return secret, secret.create_nameless(mode & ~caller.umask)
+        flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+        descriptor = os.open(self.place.use(), flags, mode & ~caller.umask)
+        node = HostFile(self.scene, host, path)
+        node.detach()
+        return node, node.adopt(descriptor, writing=True)
+
     def mkdir(self, name: bytes, mode: int) -> Node:
         """Create a directory on the host where creating files is granted."""
         host, path = self.places(name)
+        if self.key_name is not None:
+            self._require_free_name(name)
         self._require(path, Intent.CREATE)
         os.mkdir(host, mode)
         return HostDirectory(self.scene, host, path, self.key_name)
 
+    def mknod(self, name: bytes, mode: int) -> Node:
+        """Create a FIFO or a socket where creating files is granted.
+
+        On the host it is a name and nothing else, also in an encrypted mount.
+        """
+        host, path = self.places(name)
+        if self.key_name is not None:
+            self._require_free_name(name)
+        self._require(path, Intent.CREATE)
+        os.mknod(host, mode)
+        own = self.key_name is not None
+        return SpecialFile(self.scene, host, path, stat.S_IFMT(mode), own=own)
+
     def symlink(self, name: bytes, target: bytes) -> Node:
         """Create a symbolic link where creating files is granted.
 
-        Encrypted mounts have none: the host could turn one to another file unnoticed, and a file
-        is bound to the one path under which it was encrypted.
+        Encrypted mounts have none. A link's target decides which file a program opens; the format
+        of encrypted files has no authenticated place for it, so the host could turn a link from an
+        encrypted file to one that it can read.
         """
         host, path = self.places(name)
         if self._key_of(path) is not None:
-            refuse(errno.EPERM)
+            error = RejectedError(
+                "an encrypted mount has no symbolic links: the host could redirect them",
+                "let the program copy instead, or put the link into a tmpfs mount",
+                errno.EPERM,
+            )
+            self.scene.report(path, Intent.CREATE, error)
+            raise error
         self._require(path, Intent.CREATE)
         os.symlink(target, os.fsencode(host))
         return HostSymlink(self.scene, host, path)
 
     def link(self, node: Node, name: bytes) -> None:
-        """Give a host file another name; both names must be writable. Not for encrypted files."""
+        """Give a host file or link another name; both names must be writable.
+
+        An encrypted file is bound to one path, so it gets a name only if it has none yet.
+        """
         host, path = self.places(name)
-        if not isinstance(node, HostFile) or self._key_of(path) is not None:
+        if isinstance(node, EncryptedNode) and self._key_of(path) == node.key_name:
+            self._require_free_name(name)
+            node.link(host, path)
+            return
+        if not isinstance(node, (HostFile, HostSymlink)) or self._key_of(path) is not None:
             refuse(errno.EPERM)
         self.scene.require(node.place.path, Intent.WRITE)
         self._require(path, Intent.CREATE)
-        node.place.status(stat.S_IFREG)
-        os.link(node.place.use(), host, follow_symlinks=False)
+        node.link(host, path)
 
     def unlink(self, name: bytes, node: Node) -> None:
         """Remove a host file where that is granted."""
@@ -209,6 +266,8 @@ class HostDirectory(Directory):
         """Remove an empty host directory where that is granted."""
         host, path = self.places(name)
         self._require(path, Intent.REMOVE)
+        if self.key_name is not None:
+            _remove_leftovers(host)
         os.rmdir(host)
 
     def rename(self, name: bytes, node: Node, target: Directory, new: bytes, flags: int) -> None:
@@ -220,25 +279,61 @@ class HostDirectory(Directory):
         if self._key_of(source_path) != target._key_of(path):
             refuse(errno.EXDEV)  # the content would have to be encrypted, or decrypted
         self._require(source_path, Intent.RENAME)
-        target._require(path, Intent.CREATE)
+        exchange = bool(flags & linux.RENAME_EXCHANGE)
+        target._require(path, Intent.RENAME if exchange else Intent.CREATE)
+        if target.key_name is not None:
+            target._require_free_name(new)
+        if exchange and target._key_of(path) is not None:
+            refuse(errno.EINVAL)  # two files would change paths, and a crash could part them
         if isinstance(node, EncryptedNode):
             node.rename(host, path, flags)
             return
-        if isinstance(node, HostDirectory):
+        if isinstance(node, HostDirectory) and self.key_name is not None:
+            move_tree(self.scene, self.key_name, (source, source_path), (host, path))
+            node.relocate(host, path)
+            return
+        if isinstance(node, HostDirectory) or exchange:
             self._require_plain_below(source_path)
             target._require_plain_below(path)
         rename_on_host(source, host, flags)
         relocate(node, host, path)
 
     def _require_plain_below(self, path: str) -> None:
-        """Refuse to rename a directory whose files are bound to their paths.
+        """Refuse to rename a directory with files that are bound to their paths.
 
-        Every encrypted file below would need its embedded path rewritten, and a trusted file would
-        take another's place.
+        A trusted file would take another's place; protected files are named by the manifest.
         """
-        if self.key_name is not None or self.scene.protected.reaches_below(path):
+        if self.scene.protected.reaches_below(path):
             refuse(errno.EXDEV)
         self.scene.require_untrusted_below(path)
+
+    def get_xattr(self, name: bytes) -> bytes:
+        """Return an extended attribute of the host's directory."""
+        self._require_plain()
+        return os.getxattr(self.place.use(), user_attribute(name))
+
+    def set_xattr(self, name: bytes, value: bytes, flags: int) -> None:
+        """Set an extended attribute where writing is granted."""
+        self._require_plain()
+        self.scene.require(self.place.path, Intent.WRITE)
+        os.setxattr(self.place.use(), user_attribute(name), value, flags)
+
+    def list_xattr(self) -> list[bytes]:
+        """Return the names of the user's extended attributes."""
+        if self.key_name is not None:
+            return []
+        return [os.fsencode(n) for n in os.listxattr(self.place.use()) if n.startswith("user.")]
+
+    def remove_xattr(self, name: bytes) -> None:
+        """Remove an extended attribute where writing is granted."""
+        self._require_plain()
+        self.scene.require(self.place.path, Intent.WRITE)
+        os.removexattr(self.place.use(), user_attribute(name))
+
+    def _require_plain(self) -> None:
+        """Refuse attributes in encrypted mounts: the host would read and write their values."""
+        if self.key_name is not None:
+            refuse(errno.EOPNOTSUPP)
 
     def statistics(self) -> Statistics:
         """Return the figures of the host's file system."""
@@ -254,8 +349,18 @@ def relocate(node: Node, host: str, path: str) -> None:
         node.relocate(host, path)
 
 
+def _remove_leftovers(host: str) -> None:
+    """Empty a directory of which the program sees nothing: what interrupted writes left there."""
+    names = os.listdir(host)
+    if not any(holds_content(name) for name in names):
+        for name in names:
+            os.unlink(f"{host}/{name}")
+
+
 def _type_bits(entry: os.DirEntry[bytes]) -> int:
     """Return the type bits of a listed name; 0 says that one has to look."""
     if entry.is_dir(follow_symlinks=False):
         return stat.S_IFDIR
-    return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    return 0 if entry.is_symlink() else stat.S_IFMT(entry.stat().st_mode)

@@ -11,13 +11,23 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 
+from cloister.files import link_open_file
 from cloister.fuse.filesystem import Attributes, Caller, Change
 from cloister.fuse.protocol import OpenFlag
 from cloister.manifest.index import UNKNOWN_SIZE, TrustedEntry
+from cloister.runtime import linux
 from cloister.runtime.nodes import Handle, Node, refuse
 from cloister.runtime.policy import Intent, is_below
-from cloister.runtime.scene import HOST_SECONDS, WRITING, Scene, change_on_host, shown
+from cloister.runtime.scene import (
+    HOST_SECONDS,
+    WRITING,
+    Scene,
+    change_on_host,
+    shown,
+    user_attribute,
+)
 from cloister.runtime.trusted import TamperedFileError, TrustedHandle, digest_whole, require_size
 
 _ACCESS_AND_TRUNCATE = os.O_ACCMODE | os.O_TRUNC
@@ -200,12 +210,12 @@ class HostFile(Node):
 
     def get_xattr(self, name: bytes) -> bytes:
         """Return an extended attribute of the host's file."""
-        return os.getxattr(self._target(), _user_attribute(name))
+        return os.getxattr(self._target(), user_attribute(name))
 
     def set_xattr(self, name: bytes, value: bytes, flags: int) -> None:
         """Set an extended attribute where writing is granted."""
         self.scene.require(self.place.path, Intent.WRITE)
-        os.setxattr(self._target(), _user_attribute(name), value, flags)
+        os.setxattr(self._target(), user_attribute(name), value, flags)
 
     def list_xattr(self) -> list[bytes]:
         """Return the names of the user's extended attributes."""
@@ -214,13 +224,16 @@ class HostFile(Node):
     def remove_xattr(self, name: bytes) -> None:
         """Remove an extended attribute where writing is granted."""
         self.scene.require(self.place.path, Intent.WRITE)
-        os.removexattr(self._target(), _user_attribute(name))
+        os.removexattr(self._target(), user_attribute(name))
 
-
-def _user_attribute(name: bytes) -> bytes:
-    if not name.startswith(b"user."):
-        refuse(errno.EOPNOTSUPP)
-    return name
+    def link(self, host: str, path: str) -> None:
+        """Give the file another name on the host, or its first if it has none yet."""
+        if self._handles and self.place.is_lost:
+            link_open_file(self._handles[0].descriptor, None, Path(host))
+            self.relocate(host, path)
+        else:
+            self.place.status(stat.S_IFREG)
+            os.link(self.place.use(), host, follow_symlinks=False)
 
 
 def _host_flags(flags: int) -> int:
@@ -259,10 +272,8 @@ class HostHandle(Handle):
         os.fsync(self.descriptor)
 
     def fallocate(self, offset: int, length: int, mode: int) -> None:
-        """Reserve space; punching holes is not offered."""
-        if mode != 0:
-            refuse(errno.EOPNOTSUPP)
-        os.posix_fallocate(self.descriptor, offset, length)
+        """Reserve, punch or zero, as the host's file system can."""
+        linux.fallocate(self.descriptor, mode, offset, length)
 
     def lseek(self, offset: int, whence: int) -> int:
         """Ask the host where data and holes are."""
@@ -279,16 +290,32 @@ class HostHandle(Handle):
 
 
 class SpecialFile(Node):
-    """A FIFO, socket or device of the host: visible, never opened."""
+    """A FIFO, socket or device of the host.
 
-    def __init__(self, scene: Scene, host: str, path: str, kind: int) -> None:
+    The host's is never opened. FIFOs and sockets work between the processes of one run: the kernel
+    ties them to this file system's node, and what passes through them never leaves it.
+
+    Args:
+        kind: file type bits.
+        own: it lies in an encrypted mount, where the program may do everything.
+    """
+
+    def __init__(self, scene: Scene, host: str, path: str, kind: int, *, own: bool) -> None:
         self.scene = scene
         self.place = Place(scene, host, path)
         self._kind = kind
+        self._own = own
 
     def attributes(self) -> Attributes:
         """Return the host's attributes."""
         return shown(self.scene, self.place.status(self._kind))
+
+    def change(self, change: Change, handle: Handle | None) -> None:
+        """Change mode or times where writing is granted."""
+        if not self._own:
+            self.scene.require(self.place.path, Intent.WRITE)
+        self.place.status(self._kind)
+        change_on_host(self.place.use(), change)
 
     def detach(self) -> None:
         """The name is gone."""
@@ -329,6 +356,10 @@ class HostSymlink(Node):
             atime = now.st_atime_ns if change.atime_ns is None else change.atime_ns
             mtime = now.st_mtime_ns if change.mtime_ns is None else change.mtime_ns
             os.utime(self.place.use(), ns=(atime, mtime), follow_symlinks=False)
+
+    def link(self, host: str, path: str) -> None:
+        """Give the link another name on the host."""
+        os.link(self.place.use(), host, follow_symlinks=False)
 
     def readlink(self) -> bytes:
         """Return the target; the program's own tree resolves it."""

@@ -91,6 +91,26 @@ def pivot_root_here() -> None:
     os.chdir("/")
 
 
+FALLOC_KEEP_SIZE = 1
+FALLOC_PUNCH_HOLE = 2
+FALLOC_ZERO_RANGE = 16
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+def rename(old: str, new: str, flags: int) -> None:
+    """Rename with flags, renameat2(2)."""
+    arguments = (_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), ctypes.c_uint(flags))
+    _check(_libc.renameat2(*arguments), new)
+
+
+def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    """Reserve, punch or zero a range, fallocate(2)."""
+    place = (ctypes.c_longlong(offset), ctypes.c_longlong(length))
+    _check(_libc.fallocate(descriptor, mode, *place), "fallocate")
+
+
 def die_with_parent(signal: int) -> None:
     """Ask for ``signal`` when the parent dies."""
     _prctl(_PR_SET_PDEATHSIG, signal)

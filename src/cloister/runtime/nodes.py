@@ -141,8 +141,16 @@ class Directory(Node):
         """Create a file and open it."""
         refuse(errno.EACCES)
 
+    def create_nameless(self, mode: int, caller: Caller) -> tuple[Node, Handle]:
+        """Create a file without a name (O_TMPFILE) and open it."""
+        refuse(errno.EOPNOTSUPP)
+
     def mkdir(self, name: bytes, mode: int) -> Node:
         """Create a directory."""
+        refuse(errno.EACCES)
+
+    def mknod(self, name: bytes, mode: int) -> Node:
+        """Create a FIFO or a socket."""
         refuse(errno.EACCES)
 
     def symlink(self, name: bytes, target: bytes) -> Node:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cloister.fuse.filesystem import Attributes, Change
+from cloister.runtime import linux
 from cloister.runtime.keyring import DEFAULT_KEY
 from cloister.runtime.nodes import refuse
 from cloister.runtime.policy import DeniedError, Intent, PathSet, Rules
@@ -37,6 +38,7 @@ class Scene:
         roots: host paths of the chroot mounts, for telling whether a link stays in its mount.
         protected: files and directories that are encrypted under the default key wherever they
             are mounted (Graphene's dialect).
+        opened: the encrypted files that are open.
     """
 
     rules: Rules
@@ -47,6 +49,7 @@ class Scene:
     unbuffered: bool = False
     roots: list[str] = field(default_factory=list)
     protected: PathSet = field(default_factory=lambda: PathSet(()))
+    opened: set[EncryptedNode] = field(default_factory=set)
 
     def key_of(self, path: str, mounted: str | None) -> str | None:
         """Return the name of the key under which a file is encrypted, None if it is not.
@@ -104,13 +107,18 @@ def change_on_host(target: str | int, change: Change) -> None:
         os.utime(target, ns=(atime, mtime))
 
 
-_RENAME_NOREPLACE = 1
-
-
 def rename_on_host(old: str, new: str, flags: int) -> None:
-    """Rename on the host; of renameat2's flags only RENAME_NOREPLACE is offered."""
-    if flags & ~_RENAME_NOREPLACE:
+    """Rename on the host; of renameat2's flags RENAME_NOREPLACE and RENAME_EXCHANGE are offered."""
+    if flags & ~(linux.RENAME_NOREPLACE | linux.RENAME_EXCHANGE):
         refuse(errno.EINVAL)
-    if flags & _RENAME_NOREPLACE and os.path.lexists(new):
-        refuse(errno.EEXIST)
-    os.rename(old, new)
+    if flags:
+        linux.rename(old, new, flags)
+    else:
+        os.rename(old, new)
+
+
+def user_attribute(name: bytes) -> bytes:
+    """Return the name of an extended attribute if it is a user's; there are no others."""
+    if not name.startswith(b"user."):
+        refuse(errno.EOPNOTSUPP)
+    return name

@@ -23,6 +23,7 @@ from cloister.fuse.filesystem import (
     Statistics,
 )
 from cloister.fuse.protocol import ROOT_NODE, OpenFlag
+from cloister.runtime import linux
 from cloister.runtime.directory import HostDirectory, relocate
 from cloister.runtime.nodes import Directory, Handle, Node, refuse
 
@@ -90,10 +91,15 @@ class View(Filesystem):
 
     def _add(self, place: _Known, name: bytes, node: Node) -> Entry:
         attributes = _attributes_or_type(node)
-        known = _Known(next(self._numbers), node)
-        self._known[known.number] = known
+        known = self._new(node)
         known.put(place, name)
         return self._entry(known, attributes)
+
+    def _new(self, node: Node) -> _Known:
+        """Give a node a number."""
+        known = _Known(next(self._numbers), node)
+        self._known[known.number] = known
+        return known
 
     def _entry(self, known: _Known, attributes: Attributes) -> Entry:
         known.references += 1
@@ -162,8 +168,18 @@ class View(Filesystem):
         node, handle = self._directory(parent).create(name, flags, mode, caller)
         return self._add(self._known[parent], name, node), self._opened(handle)
 
+    def tmpfile(self, parent: int, flags: int, mode: int, caller: Caller) -> tuple[Entry, Opened]:
+        """See :class:`Filesystem`."""
+        node, handle = self._directory(parent).create_nameless(mode, caller)
+        known = self._new(node)
+        return self._entry(known, handle.attributes()), self._opened(handle)
+
     def mknod(self, parent: int, name: bytes, mode: int, caller: Caller) -> Entry:
-        """Create a regular file; other kinds are refused."""
+        """Create a regular file, a FIFO or a socket; devices are refused."""
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            self._require_free(parent, name)
+            special = self._directory(parent).mknod(name, mode & ~caller.umask)
+            return self._add(self._known[parent], name, special)
         if not stat.S_ISREG(mode):
             refuse(errno.EPERM)
         entry, opened = self.create(parent, name, 0, mode, caller)
@@ -219,12 +235,18 @@ class View(Filesystem):
         node = directory.child(name) if moved is None else moved.node
         directory.rename(name, node, self._directory(target), new, flags)
         replaced = goal.children.get(new)
-        if replaced is not None:
-            replaced.node.detach()
-            replaced.take(goal, new)
-            _relocate_to_another_name(replaced)
         if moved is not None:
             moved.take(source, name)
+        if replaced is not None:
+            replaced.take(goal, new)
+            if flags & linux.RENAME_EXCHANGE:
+                replaced.put(source, name)
+                _relocate_to_another_name(replaced)
+                _relocate_below(replaced)
+            else:
+                replaced.node.detach()
+                _relocate_to_another_name(replaced)
+        if moved is not None:
             moved.put(goal, new)
             _relocate_below(moved)
 
