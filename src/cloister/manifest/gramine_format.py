@@ -5,25 +5,42 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cloister.errors import ManifestError
 from cloister.manifest.convert import to_gramine
 from cloister.manifest.index import TrustedEntry
-from cloister.manifest.model import Manifest
+from cloister.manifest.model import Manifest, TrustedFile
 from cloister.manifest.parse import ManifestText
 from cloister.manifest.template import Installation
 
+# The keys that Gramine's tools write in any case, in the order in which they add those that are
+# missing; what the author wrote stays at its place. MRENCLAVE depends on it.
+_ALWAYS = (
+    "trusted_files",
+    "max_threads",
+    "isvprodid",
+    "isvsvn",
+    "remote_attestation",
+    "debug",
+    "enable_stats",
+    "edmm_enable",
+    "enclave_size",
+    "use_exinfo",
+    "cpu_features",
+)
+
 
 def gramine_document(
-    text: ManifestText, entries: Mapping[str, TrustedEntry], base: Path
+    text: ManifestText, entries: Mapping[str, TrustedEntry], lines: Mapping[str, int], base: Path
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the final manifest as a document, and notes for its builder.
 
     Args:
         text: the manifest, in either dialect.
         entries: digests of the trusted files, by normalised URI path.
+        lines: number of the list item that names each of them, from 0.
         base: directory of the manifest.
 
     Raises:
@@ -31,48 +48,50 @@ def gramine_document(
     """
     converted = to_gramine(text, lambda path: (base / path).is_dir())
     document, notes = converted.document, list(converted.notes)
-    loader = document["loader"] = {**document.get("loader", {})}
+    loader = document.setdefault("loader", {})
     loader["entrypoint"] = _library_os(text.manifest, notes)
-    document["sgx"] = {
-        **_defaults(text.manifest),
-        **document.get("sgx", {}),
-        "enclave_size": _size(document.get("sgx", {}), text.manifest),
-        "trusted_files": [_listed(path, entry) for path, entry in entries.items()],
+    listed = text.manifest.sgx.trusted_files
+    document["sgx"] = _enclave(document.get("sgx", {}), text.manifest) | {
+        "trusted_files": [
+            {"uri": _uri(listed[lines[path]], path), "sha256": entry.sha256.hex()}
+            for path, entry in entries.items()
+        ]
     }
-    document["sgx"]["cpu_features"] = text.manifest.sgx.cpu_features.model_dump()
     return document, tuple(notes)
 
 
-def _listed(path: str, entry: TrustedEntry) -> dict[str, str]:
+def _uri(item: TrustedFile, path: str) -> str:
+    """Return a file's URI: as it was written, or below the directory as that was written."""
+    uri = item.uri
+    if path != item.path:
+        below = path if item.path == "." else path[len(item.path.rstrip("/")) + 1 :]
+        uri = f"file:{PurePosixPath(item.uri.removeprefix('file:')) / below}"
     try:
-        path.encode()
+        uri.encode()
     except UnicodeEncodeError as error:
         raise ManifestError(
             f"trusted file {path!r}: its name is not UTF-8, so Gramine's manifest cannot list it",
             hint="rename the file, or leave --format gramine out",
         ) from error
-    return {"uri": f"file:{path}", "sha256": entry.sha256.hex()}
+    return uri
 
 
-def _size(sgx: Mapping[str, Any], manifest: Manifest) -> str:
+def _enclave(sgx: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
+    """Return the table ``sgx`` with everything that Gramine's tools write in any case."""
+    written = dict(sgx)
+    for key in _ALWAYS:
+        written.setdefault(key, getattr(manifest.sgx, key))
+    written["enclave_size"] = _size(sgx.get("enclave_size"), manifest)
+    features = manifest.sgx.cpu_features.model_dump()
+    written["cpu_features"] = {**sgx.get("cpu_features", {}), **features}
+    return written
+
+
+def _size(written: str | None, manifest: Manifest) -> str:
     """Return the size as it was written, or in bytes where Gramine's signer would not read it."""
-    written = str(sgx.get("enclave_size", ""))
+    if written is None:
+        return "1024G" if manifest.sgx.edmm_enable else "256M"
     return written if re.fullmatch(r"[0-9]+[KMG]?", written) else str(manifest.sgx.enclave_size)
-
-
-def _defaults(manifest: Manifest) -> dict[str, Any]:
-    """Return the keys that Gramine's loader needs or its signer writes in any case."""
-    sgx = manifest.sgx
-    return {
-        "debug": sgx.debug,
-        "edmm_enable": sgx.edmm_enable,
-        "max_threads": sgx.max_threads,
-        "isvprodid": sgx.isvprodid,
-        "isvsvn": sgx.isvsvn,
-        "remote_attestation": sgx.remote_attestation,
-        "enable_stats": sgx.enable_stats,
-        "use_exinfo": sgx.use_exinfo,
-    }
 
 
 def _library_os(manifest: Manifest, notes: list[str]) -> dict[str, str]:

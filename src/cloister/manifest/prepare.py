@@ -137,7 +137,7 @@ def prepare(text: ManifestText, base: Path, settings: Settings, tree: FileTree) 
     if settings.format is Format.GRAMINE:
         from cloister.manifest.gramine_format import gramine_document
 
-        document, notes = gramine_document(text, trusted.entries(), base)
+        document, notes = gramine_document(text, trusted.entries(), trusted.lines(), base)
     else:
         index = trusted.index()
         document = _with_index(text.document, index)
@@ -235,6 +235,10 @@ class _Trusted:
     def entries(self) -> Mapping[str, TrustedEntry]:
         """Return the digests of the files, in the order of the manifest."""
         return self._digests().entries
+
+    def lines(self) -> dict[str, int]:
+        """Return which item of the list names each file, from 0."""
+        return {path: candidate.line for path, candidate in self._candidates.items()}
 
     def amount(self) -> Amount:
         """Return how much was trusted; after hashing."""
