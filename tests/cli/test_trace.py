@@ -19,7 +19,6 @@ with tempfile.TemporaryFile() as stream:
 pathlib.Path(sys.argv[2]).write_text(text.upper())
 print(text, os.environ.get("WORD"), os.environ.get("HOME"))
 """
-KEY = 'fs.insecure__keys.default = "00112233445566778899aabbccddeeff"\n'
 
 
 @pytest.fixture
@@ -41,8 +40,7 @@ def cloister(work: Path, *arguments: str, expect: int = 0) -> subprocess.Complet
 def test_from_a_program_to_its_enclave(work: Path) -> None:
     command = ["--", PYTHON, "job.py", "in.txt", "out/result"]
     traced = cloister(
-        work, "trace", "-e", "WORD=word", "-e", "TMPDIR=/dev/shm", "-o", "t.manifest.template",
-        *command,
+        work, "trace", "--test-key", "-e", "WORD=word", "-o", "t.manifest.template", *command,
     )  # fmt: skip
     assert traced.stdout == "hello word None\n"
     assert (work / "out" / "result").read_text() == "HELLO"
@@ -53,14 +51,49 @@ def test_from_a_program_to_its_enclave(work: Path) -> None:
     assert len(trusted) == len(set(trusted)) < 200
     assert "allowed_files" not in manifest["sgx"]
 
+    assert "cloister: written in the clear by this run, remove before" in traced.stderr
     (work / "out" / "result").unlink()
-    with (work / "t.manifest.template").open("a") as template:
-        template.write(KEY)
     cloister(work, "build", "--key", str(SIGNING_KEY), "t.manifest.template")
     inside = cloister(work, "run", "t")
     assert inside.stdout == "hello word None\n"
     assert "denied" not in inside.stderr
     assert (work / "out" / "result").read_bytes().startswith(b"GRAFS_PF")
+
+
+PROGRAM = """\
+set -e
+read -r first < in.txt
+echo "$first" > state.tmp
+mv state.tmp state.txt
+echo "$first" >> log.txt
+read -r rc < "$HOME/.rc"
+: > /tmp/mark-of-this-test
+rm /tmp/mark-of-this-test
+echo "$first $rc $(cat state.txt)" | tr a-z A-Z
+"""
+
+
+def test_a_shell_script_with_configuration_and_files_beside_its_inputs(work: Path) -> None:
+    """Nothing but what the notes ask for is done between the trace and the enclave."""
+    (work / "job.sh").write_text(PROGRAM)
+    (work / "home").mkdir()
+    (work / "home" / ".rc").write_text("rc\n")
+    (work / "in.txt").write_text("hello\n")
+    environment = ["-e", f"HOME={work}/home", "-e", "PATH=/usr/bin:/bin"]
+    command = ["--", "/bin/sh", "job.sh"]
+    traced = cloister(
+        work, "trace", "--test-key", *environment, "-o", "t.manifest.template", *command
+    )
+    assert traced.stdout == "HELLO RC HELLO\n"
+    outputs = [work / "state.txt", work / "log.txt"]
+    for output in outputs:
+        assert str(output) in traced.stderr
+        output.unlink()
+    cloister(work, "build", "--key", str(SIGNING_KEY), "t.manifest.template")
+    inside = cloister(work, "run", "t")
+    assert inside.stdout == "HELLO RC HELLO\n"
+    assert "refused" not in inside.stderr
+    assert all(output.read_bytes().startswith(b"GRAFS_PF") for output in outputs)
 
 
 def test_merging_what_another_run_opens(work: Path) -> None:
@@ -96,7 +129,9 @@ def test_open_outputs_are_said_aloud(work: Path) -> None:
         (["no-such-program"], "no-such-program: there is no such program"),
         (["-e", "X", "true"], "--env 'X': expected NAME=VALUE"),
         (["--manifest", "none"], "none: there is no such manifest"),
-        (["--manifest", "none", "-e", "A=b"], "--env and --allow-outputs are for runs without"),
+        (["--manifest", "none", "-e", "A=b"], "--env, keys and --allow-outputs are for runs with"),
+        (["--key-server", "x:1", "true"], "--key-server and --ca-chain go together"),
+        (["--key-server", "x:1", "--ca-chain", "none", "true"], "none: there is no such file"),
     ],
 )
 def test_mistakes(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cloister.manifest.explain import explain
 from cloister.manifest.model import Manifest
 from cloister.manifest.parse import ManifestText, parse_manifest
-from cloister.manifest.propose import Observed, Proposal, merge, propose
+from cloister.manifest.propose import Keys, Observed, Proposal, merge, propose
 from cloister.manifest.visibility import inside_paths
 
 
@@ -93,11 +93,48 @@ def test_outputs_beside_inputs_are_encrypted_one_by_one() -> None:
         observed(written=("/home/x/job/result",), passing=("/home/x/job/result.tmp",))
     )
     manifest = parsed(proposal)
-    assert manifest.sgx.protected_files == ["file:result"]
-    assert proposal.notes == [
-        "temporary files are written beside inputs in /home/x/job;"
-        " let the program write into a directory of its own"
-    ]
+    assert manifest.sgx.protected_files == ["file:result", "file:result.tmp"]
+    assert proposal.notes[0] == (
+        "temporary files are written beside inputs in /home/x/job; if their names differ"
+        " from run to run, let the program write into a directory of its own"
+    )
+
+
+def test_what_a_run_left_in_the_clear_is_said() -> None:
+    written = ("/home/x/job/out/a b", "/home/x/job/state")
+    proposal = propose(observed(written=written, changed=("/home/x/job/state",)))
+    new, old, _ = proposal.notes
+    assert new.startswith("written in the clear by this run, remove")
+    assert new.endswith(": '/home/x/job/out/a b'")
+    assert old.startswith("read and written in the clear, encrypt")
+    assert old.endswith(": /home/x/job/state")
+
+
+def test_where_the_key_for_outputs_comes_from() -> None:
+    seen = observed(written=("/home/x/job/out/a",))
+    assert "nothing says yet where the key comes from" in propose(seen).notes[-1]
+
+    proposal = propose(seen, keys=Keys(server="keys:4433", ca_chain="/home/x/ca.crt"))
+    manifest = parsed(proposal)
+    env = {name: value.value for name, value in manifest.loader.env.items()}
+    assert env["SECRET_PROVISION_SERVERS"] == "keys:4433"
+    assert env["SECRET_PROVISION_CA_CHAIN_PATH"] == "/home/x/ca.crt"
+    assert "/home/x/ca.crt" in inside_paths(manifest, "/home/x/ca.crt")
+    assert "file:/home/x/ca.crt" in [file.uri for file in manifest.sgx.trusted_files]
+    assert manifest.sgx.remote_attestation == "dcap"
+
+    proposal = propose(seen, keys=Keys(test="ab" * 16))
+    assert parsed(proposal).fs.insecure__keys == {"default": "ab" * 16}
+    assert any(note.startswith("INSECURE: the key for outputs") for note in proposal.notes)
+    assert "INSECURE" in proposal.text
+
+
+def test_only_python_is_told_to_write_no_bytecode() -> None:
+    environment = {"PYTHONDONTWRITEBYTECODE": "1"}
+    told = parsed(propose(observed(environment=environment)))
+    assert "PYTHONDONTWRITEBYTECODE" in told.loader.env
+    other = parsed(propose(observed(environment=environment, read=("/bin/true",))))
+    assert not other.loader.env
 
 
 def test_temporary_files_stay_in_memory() -> None:
@@ -125,12 +162,12 @@ def test_a_program_in_tmp_keeps_its_files() -> None:
         )
     )
     manifest = parsed(proposal)
-    assert {(m.path, m.type) for m in manifest.fs.mounts} == {
+    assert [(m.path, m.type) for m in manifest.fs.mounts] == [
+        ("/tmp", "tmpfs"),  # before what lies in it
         ("/tmp/job", "chroot"),
-        ("/tmp/job/out", "encrypted"),
         ("/usr/bin", "chroot"),
-    }
-    assert proposal.notes == ["/tmp holds inputs and temporary files; keep the inputs elsewhere"]
+        ("/tmp/job/out", "encrypted"),
+    ]
 
 
 def test_open_outputs_only_when_asked_and_never_silently() -> None:

@@ -24,6 +24,17 @@ FILE = click.Path(path_type=Path, allow_dash=True)
     help="INSECURE: leave outputs open to the host instead of encrypting them.",
 )
 @click.option(
+    "--key-server", metavar="HOST:PORT", help="Where the enclave gets the key for its outputs."
+)
+@click.option(
+    "--ca-chain",
+    type=click.Path(path_type=Path),
+    help="For --key-server: certificates by which the program knows the server.",
+)
+@click.option(
+    "--test-key", is_flag=True, help="INSECURE: write a new key for outputs into the manifest."
+)
+@click.option(
     "-o", "--output", type=FILE, default=Path("-"), help="File to write [default: standard output]"
 )
 def trace(
@@ -31,6 +42,9 @@ def trace(
     variables: tuple[str, ...],
     existing: Path | None,
     allow_outputs: bool,
+    key_server: str | None,
+    ca_chain: Path | None,
+    test_key: bool,
     output: Path,
 ) -> int:
     """Run COMMAND without an enclave, record which files it opens, and propose a manifest.
@@ -39,24 +53,29 @@ def trace(
     outputs. Exits with the program's own code.
 
     \b
-    Example:  cloister trace -o app.manifest.template -- python3 app.py input.jpg
+    Example:  cloister trace --test-key -o app.manifest.template -- python3 app.py input.jpg
               cloister trace --manifest app.manifest -o app.manifest
     """
     import os
+    import secrets
     import sys
 
     from cloister.cli.manifest import write
     from cloister.errors import InputError
-    from cloister.manifest.propose import merge, propose
+    from cloister.manifest.propose import Keys, merge, propose
     from cloister.manifest.sign import read_manifest
     from cloister.runtime.journal import Journal
     from cloister.runtime.launch import Program
     from cloister.runtime.watch import native_program, watch
 
+    if (key_server is None) != (ca_chain is None):
+        raise InputError("--key-server and --ca-chain go together")
+    if ca_chain is not None and not ca_chain.is_file():
+        raise InputError(f"{ca_chain}: there is no such file")
     journal = Journal(lambda line: print(line, file=sys.stderr, flush=True))
     if existing is not None:
-        if variables or allow_outputs:
-            raise InputError("--env and --allow-outputs are for runs without --manifest")
+        if variables or allow_outputs or key_server or test_key:
+            raise InputError("--env, keys and --allow-outputs are for runs without --manifest")
         text = read_manifest(existing).text
         base = existing.resolve().parent
         program = Program(text.manifest, base, command, dict(os.environ))
@@ -67,7 +86,12 @@ def trace(
         words = (absolute(command), *command[1:])
         program = native_program(words, Path.cwd(), environment, os.getuid(), os.getgid())
         code, observed = watch(program, journal)
-        proposal = propose(observed, allow_outputs=allow_outputs)
+        keys = Keys(
+            server=key_server,
+            ca_chain=None if ca_chain is None else str(ca_chain.resolve()),
+            test=secrets.token_hex(16) if test_key else None,
+        )
+        proposal = propose(observed, allow_outputs=allow_outputs, keys=keys)
     if code != 0:
         journal.note(f"the program ended with code {code}; what it had not yet opened is missing")
     for note in proposal.notes:

@@ -7,7 +7,9 @@ wrote for itself alone goes into memory.
 
 from __future__ import annotations
 
+import dataclasses
 import posixpath
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +21,8 @@ from cloister.manifest.uris import FILE, normalise
 
 _TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  (recognised, not used)
 _CODE_SUFFIXES = (".py", ".pyc", ".so", ".pyi", ".pth", ".sh")
+_PYTHON_SUFFIXES = (".py", ".pyc")
+_NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 _DEEPEST_MOUNT = 3  # path components; deeper directories are shown by the mount above them
 
 
@@ -33,6 +37,7 @@ class Observed:
         read: URI paths of files that it only read.
         written: URI paths of files that it wrote and left behind.
         passing: URI paths of files that it wrote and removed again.
+        changed: those of ``written`` that were there before.
     """
 
     command: tuple[str, ...]
@@ -41,6 +46,22 @@ class Observed:
     read: tuple[str, ...]
     written: tuple[str, ...]
     passing: tuple[str, ...]
+    changed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Where the key for outputs comes from; a manifest without any is complete but for that.
+
+    Attributes:
+        server: ``HOST:PORT`` of a key server that releases it to the enclave.
+        ca_chain: absolute path of the certificates by which the server is known.
+        test: a key to be written into the manifest, 32 hexadecimal digits: INSECURE.
+    """
+
+    server: str | None = None
+    ca_chain: str | None = None
+    test: str | None = None
 
 
 @dataclass
@@ -56,25 +77,31 @@ class Proposal:
     notes: list[str] = field(default_factory=list)
 
 
-def propose(observed: Observed, *, allow_outputs: bool = False) -> Proposal:
+def propose(observed: Observed, *, allow_outputs: bool = False, keys: Keys = Keys()) -> Proposal:
     """Return a manifest for what was observed.
 
     Args:
         observed: absolute URI paths.
         allow_outputs: leave what the program writes open to the host, instead of encrypting it.
+        keys: where the key for outputs comes from.
     """
-    return _Proposer(observed, allow_outputs=allow_outputs).proposal()
+    return _Proposer(observed, keys, allow_outputs=allow_outputs).proposal()
 
 
 class _Proposer:
-    def __init__(self, observed: Observed, *, allow_outputs: bool) -> None:
+    def __init__(self, observed: Observed, keys: Keys, *, allow_outputs: bool) -> None:
+        if keys.ca_chain is not None:
+            read = dict.fromkeys((*observed.read, keys.ca_chain))
+            observed = dataclasses.replace(observed, read=tuple(read))
         self._observed = observed
+        self._keys = keys
         self._allow_outputs = allow_outputs
         self._notes: list[str] = []
         self._encrypted: list[str] = []
         self._protected: list[str] = []
         self._memory: list[str] = []
         self._sort_writes()
+        self._note_plaintext()
 
     def proposal(self) -> Proposal:
         lines = [*self._head(), *self._mounts(), *self._enclave(), *self._outputs()]
@@ -87,7 +114,8 @@ class _Proposer:
         for directory in dict.fromkeys(map(posixpath.dirname, self._all_writes())):
             temporary = self._temporary(directory)
             if temporary is not None:
-                self._add_memory(temporary)
+                if temporary not in self._memory:
+                    self._memory.append(temporary)
             elif self._allow_outputs:
                 continue
             elif not self._holds_inputs(directory):
@@ -103,10 +131,7 @@ class _Proposer:
         """Return what to keep in memory for a directory of temporary files, None for others."""
         if _is_below(directory, self._observed.directory) or self._is_asked_for(directory):
             return None
-        for temporary in _TEMPORARY:
-            if _is_below(directory, temporary):
-                return temporary if not self._holds_inputs(temporary) else directory
-        return None
+        return next((place for place in _TEMPORARY if _is_below(directory, place)), None)
 
     def _is_asked_for(self, directory: str) -> bool:
         """Tell whether an argument of the program names a file that it left in ``directory``."""
@@ -115,22 +140,36 @@ class _Proposer:
             for path in self._observed.written
         )
 
-    def _add_memory(self, directory: str) -> None:
-        if self._holds_inputs(directory):
-            self._notes.append(
-                f"{directory} holds inputs and temporary files; keep the inputs elsewhere"
-            )
-        elif directory not in self._memory:
-            self._memory.append(directory)
-
     def _mixed(self, directory: str) -> None:
         """Outputs beside inputs: only the outputs can be encrypted."""
-        self._protected += [p for p in self._observed.written if posixpath.dirname(p) == directory]
-        if any(posixpath.dirname(path) == directory for path in self._observed.passing):
+        written = [p for p in self._observed.written if posixpath.dirname(p) == directory]
+        passing = [p for p in self._observed.passing if posixpath.dirname(p) == directory]
+        self._protected += [*written, *passing]
+        if passing:
             self._notes.append(
-                f"temporary files are written beside inputs in {directory};"
-                " let the program write into a directory of its own"
+                f"temporary files are written beside inputs in {directory}; if their names differ"
+                " from run to run, let the program write into a directory of its own"
             )
+
+    def _note_plaintext(self) -> None:
+        """Say which files the traced run left in the clear where encrypted ones are expected."""
+        changed = set(self._observed.changed)
+        left = [path for path in self._observed.written if self._is_encrypted(path)]
+        old = [path for path in left if path in changed]
+        new = [path for path in left if path not in changed]
+        if new:
+            self._notes.append(
+                f"written in the clear by this run, remove before the program runs in its enclave:"
+                f" {' '.join(map(shlex.quote, new))}"
+            )
+        if old:
+            self._notes.append(
+                "read and written in the clear, encrypt (cloister encrypt) or remove before the"
+                f" program runs in its enclave: {' '.join(map(shlex.quote, old))}"
+            )
+
+    def _is_encrypted(self, path: str) -> bool:
+        return path in self._protected or any(_is_below(path, place) for place in self._encrypted)
 
     def _holds_inputs(self, directory: str) -> bool:
         prefix = f"{directory.rstrip('/')}/"
@@ -145,7 +184,10 @@ class _Proposer:
         yield "# files is denied and reported; trace that run too: --manifest merges."
         yield _line("libos.entrypoint", program)
         yield _line("loader.argv", list(self._observed.command))
+        runs_python = any(path.endswith(_PYTHON_SUFFIXES) for path in self._observed.read)
         for name, value in self._observed.environment.items():
+            if name == _NO_BYTECODE and not runs_python:
+                continue
             yield _line(f"loader.env.{_key(name)}", value)
         yield _line("fs.start_dir", self._observed.directory)
         yield ""
@@ -191,9 +233,7 @@ class _Proposer:
     def _outputs(self) -> Iterator[str]:
         if self._encrypted or self._protected:
             yield ""
-            yield "# Outputs are encrypted under the key named default: have a key server release"
-            yield "# it (loader.env.SECRET_PROVISION_SERVERS), or set fs.insecure__keys.default"
-            yield "# for a test."
+            yield from self._key()
         if self._protected:
             yield _line("sgx.protected_files", [self._uri(path) for path in self._protected])
         allowed = self._allowed()
@@ -202,6 +242,28 @@ class _Proposer:
             yield "# INSECURE: the host reads and changes these files."
             yield _line("sgx.allowed_files", [self._uri(path) for path in allowed])
             self._notes.append("INSECURE: what the program writes is open to the host")
+
+    def _key(self) -> Iterator[str]:
+        """Yield the lines by which the enclave gets the key for its outputs."""
+        if self._keys.test is not None:
+            self._notes.append("INSECURE: the key for outputs is in the manifest; for tests only")
+            yield "# INSECURE, for tests only: everybody who reads this can read the outputs."
+            yield _line("fs.insecure__keys.default", self._keys.test)
+        elif self._keys.server is not None:
+            yield "# Outputs are encrypted under the key that a key server releases."
+            yield _line("sgx.remote_attestation", "dcap")
+            yield _line("loader.env.SECRET_PROVISION_CONSTRUCTOR", "true")
+            yield _line("loader.env.SECRET_PROVISION_SET_KEY", "default")
+            yield _line("loader.env.SECRET_PROVISION_SERVERS", self._keys.server)
+            yield _line("loader.env.SECRET_PROVISION_CA_CHAIN_PATH", self._keys.ca_chain)
+        else:
+            self._notes.append(
+                "outputs are encrypted, and nothing says yet where the key comes from:"
+                " trace with --key-server HOST:PORT --ca-chain FILE, or for a test --test-key"
+            )
+            yield "# Outputs are encrypted under the key named default: have a key server release"
+            yield "# it (loader.env.SECRET_PROVISION_SERVERS), or set fs.insecure__keys.default"
+            yield "# for a test."
 
     def _allowed(self) -> list[str]:
         if not self._allow_outputs:

@@ -22,11 +22,15 @@ class Watcher(DirectRules):
     """Rules that grant everything and remember what was wanted.
 
     Attributes:
+        base: directory where relative URI paths start.
         wanted: URI path -> intents, in the order in which files were first touched.
+        existed: URI paths of files that were there when they were first touched.
     """
 
     checks_content = False
+    base: Path = Path()
     wanted: dict[str, set[Intent]] = field(default_factory=dict)
+    existed: set[str] = field(default_factory=set)
 
     def trusted(self, path: str) -> TrustedEntry | None:
         """Return None: nothing is checked."""
@@ -34,7 +38,11 @@ class Watcher(DirectRules):
 
     def check(self, path: str, intent: Intent) -> None:
         """Remember what is wanted, and grant it."""
-        self.wanted.setdefault(path, set()).add(intent)
+        if path not in self.wanted:
+            self.wanted[path] = set()
+            if (self.base / path).exists():
+                self.existed.add(path)
+        self.wanted[path].add(intent)
 
     def changes_on_host(self, path: str) -> bool:
         """Return False, so that links are followed as in an enclave and names are the same."""
@@ -79,7 +87,7 @@ def watch(program: Program, journal: Journal) -> tuple[int, Observed]:
     Raises:
         CloisterError: it did not come to its start.
     """
-    watcher = Watcher()
+    watcher = Watcher(base=program.base)
     program.rules = watcher
     code = run(program, None, journal)
     manifest = program.manifest
@@ -103,5 +111,6 @@ def watch(program: Program, journal: Journal) -> tuple[int, Observed]:
         read=tuple(path for path, intents in watcher.wanted.items() if not intents & _WRITES),
         written=tuple(written),
         passing=tuple(passing),
+        changed=tuple(path for path in written if path in watcher.existed),
     )
     return code, observed
