@@ -132,3 +132,54 @@ def test_as_a_program_of_its_own(template: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "MRENCLAVE" in done.stdout
+
+
+SURROUNDINGS = [
+    {"LC_ALL": "C", "TZ": "UTC", "PYTHONHASHSEED": "1"},
+    {"LC_ALL": "C.UTF-8", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "2", "COLUMNS": "30"},
+]
+
+
+def test_surroundings_leave_no_trace(tmp_path: Path) -> None:
+    """Umask, locale, time zone, hash seed, order of the directory, and where it lies."""
+    names = ["b", "B", "é", "a/x", "a.b", "a/é", "_"]
+    results = []
+    for number, (environment, umask) in enumerate(zip(SURROUNDINGS, (0o022, 0o077), strict=True)):
+        work = tmp_path / f"{number}" / "work"
+        for name in names if number else reversed(names):
+            (work / "dir" / name).parent.mkdir(parents=True, exist_ok=True)
+            (work / "dir" / name).write_text(name)
+        (work / "app.manifest.template").write_text(
+            'libos.entrypoint = "/x"\nsgx.trusted_files = ["file:dir/", "file:dir/b"]\n'
+            "{% for name in ['B', 'a', 'c'] | sort %}loader.env.{{ name }} = '1'\n{% endfor %}"
+        )
+        for form in ("gramine", "cloister"):
+            options = [*FIXED, "--date", "2026-11-22", "--format", form]
+            subprocess.run(
+                [sys.executable, "-m", "cloister", "build", "app.manifest.template", *options],
+                cwd=work,
+                env=os.environ | environment,
+                umask=umask,
+                check=True,
+                capture_output=True,
+            )
+            results.append({path.name: path.read_bytes() for path in work.glob("app.*")})
+    assert results[:2] == results[2:]
+    assert results[0]["app.manifest.sgx"].count(b"[[sgx.trusted_files]]") == len(names)
+
+
+def test_rendering_in_a_second_process_changes_nothing(template: Path) -> None:
+    """As a command of its own, a build renders ahead; mistakes are told all the same."""
+    command = [sys.executable, "-m", "cloister", "build", template.name, *FIXED]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "app.manifest.template:1: template: 'program' is undefined" in done.stderr
+    command += ["-D", "program=/x", "-D", "debug=3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "app.manifest.template:4: sgx.debug: expected true or false" in done.stderr
+    command[-1] = "debug=true"
+    subprocess.run(command, check=True, capture_output=True)
+    ahead = (template.parent / "app.manifest.sgx").read_bytes()
+    assert run(["build", template.name, *FIXED, "-D", "program=/x", "-D", "debug=true"]) == 0
+    assert (template.parent / "app.manifest.sgx").read_bytes() == ahead

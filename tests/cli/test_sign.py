@@ -53,6 +53,15 @@ def test_sigfile_and_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("other").read_bytes() == (SIGNING / "app.sig").read_bytes()
 
 
+def test_verbose_and_depfile(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["-m", "app.manifest", "-o", "o", "-k", "key.pem", "-v", "--depfile", "o.d"]
+    assert run(["sign", *arguments, *COMMON]) == 0
+    assert capsys.readouterr().out == (SIGNING / "app.out").read_text()
+    assert Path("o.d").read_text() == (
+        "o: \\\n\ta.txt \\\n\tdir/b.txt \\\n\tdir/sub/c.txt \\\n\tpal.so \\\n\tkey.pem\n"
+    )
+
+
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["-m", "app.manifest", "-o", "o", "-k", "key.pem", "--json", *COMMON]
     assert run(["sign", *arguments]) == 0

@@ -143,6 +143,12 @@ def test_token(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"    signature:   {data[516:532].hex()}..." in lines
 
 
+def test_without_output_a_token_is_only_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert get_token.run(["--sig", "app.sig"]) == 0
+    assert "    mr_enclave:  " in capsys.readouterr().out
+    assert not list(Path().glob("*.token"))
+
+
 def test_view(capsys: pytest.CaptureFixture[str]) -> None:
     view = json.loads(Path("app.sig.json").read_text())
     assert sigstruct_view.run(["app.sig"]) == 0

@@ -191,7 +191,10 @@ BROKEN = [
         "2: fs.mounts: expected an array",
     ),
     ("sgx.trusted_files.a = 'a'", "2: sgx.trusted_files.a.uri: 'a': expected a URI that starts"),
-    ("sgx.trusted_files.a = 1", "2: sgx.trusted_files.a: expected a table"),
+    (
+        "sgx.trusted_files.a = 1",
+        "2: sgx.trusted_files.a: expected a text in quotes, or a table",
+    ),
     ("sgx.allowed_files.a = '/tmp'", "2: sgx.allowed_files.a: '/tmp': expected a URI"),
     (
         "sgx.trusted_checksum.a = 'b'\nsgx.trusted_files = []",

@@ -62,6 +62,20 @@ def test_files_are_named_as_the_program_sees_them() -> None:
     assert explanation.reads[4:] == explanation.writes
 
 
+def test_many_directories_are_counted_not_listed() -> None:
+    listed = ", ".join(f'"file:lib/{name}/"' for name in "abcde")
+    explanation = explained(f"sgx.trusted_files = [{listed}]\n")
+    assert explanation.reads == [
+        "all files below 5 directories of /lib (a, b, c, ..), whose content is checked"
+    ]
+
+
+def test_a_loose_policy_also_lets_the_program_write() -> None:
+    explanation = explained("sgx.file_check_policy = 'allow_all_but_log'\n")
+    assert explanation.writes == ["every other mounted file: open to the host, unchecked"]
+    assert explanation.reads == explanation.writes
+
+
 INSECURE = [
     ("loader.insecure__use_cmdline_argv = true", "loader.insecure__use_cmdline_argv", "arguments"),
     ("loader.insecure__use_host_env = true", "loader.insecure__use_host_env", "LD_PRELOAD"),

@@ -102,7 +102,7 @@ BROKEN = [
         "loader.env.A = { passthrough = true, value = 'x' }",
         "2: loader.env.A: expected a string, { value",
     ),
-    ("loader.env.A = 5", "2: loader.env.A: expected a table"),
+    ("loader.env.A = 5", "2: loader.env.A: expected a text in quotes, or a table with value"),
     ("loader.env.'A=B' = 'x'", '2: loader.env."A=B": a name that cannot be used'),
     ("loader.uid = -1", "2: loader.uid: -1 is out of range, expected at least 0"),
     ("fs.mounts = [{ path = 't', uri = 'file:t' }]", "2: fs.mounts[0].path: 't' is relative"),

@@ -34,7 +34,8 @@ FILE = click.Path(path_type=Path)
 @click.option("--no-cache", is_flag=True, help="Hash every file, also those that did not change.")
 @click.option("--to-be-signed", type=FILE, help="Do not sign: write the 256 bytes to be signed.")
 @click.option("--public-key", type=FILE, help="For --to-be-signed: PEM of the key that will sign.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing.")
+@click.option("--depfile", type=FILE, help="Also write a rule for make: what OUTPUT is made of.")
+@click.option("-v/-q", "--verbose/--quiet", default=True, help="Print what was signed, or nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def sign(
     manifest: Path,
@@ -48,7 +49,8 @@ def sign(
     no_cache: bool,
     to_be_signed: Path | None,
     public_key: Path | None,
-    quiet: bool,
+    depfile: Path | None,
+    verbose: bool,
     as_json: bool,
 ) -> None:
     """Measure and sign a rendered manifest. A manifest with all hashes is signed byte for byte.
@@ -70,9 +72,13 @@ def sign(
     if (to_be_signed is None) != (public_key is None):
         raise InputError("--to-be-signed and --public-key go together")
     settings = signing.settings(libpal, form, use_cache=not no_cache)
-    prepared = core.prepare_file(core.read_manifest(manifest), settings)
+    read = core.read_manifest(manifest)
+    prepared = core.prepare_file(read, settings)
     date = signing.choose_date(date)
     files = core.outputs(prepared, output)
+    if depfile is not None:
+        needed = [*core.trusted_names(read), *filter(None, (libpal, key))]
+        files[depfile] = core.rule_for_make([output], needed).encode()
     if to_be_signed is not None and public_key is not None:
         unsigned = prepared.sigstruct(load_modulus(public_key), date)
         written = write_together({to_be_signed: unsigned.to_be_signed(), **files})
@@ -85,7 +91,7 @@ def sign(
         result = Built(write_together({sigfile: signed.pack(), **files}), prepared, signed)
     if as_json:
         signing.show(result, as_json=True)
-    elif not quiet:
+    elif verbose:
         describe(result.prepared)
 
 

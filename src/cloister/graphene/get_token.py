@@ -19,8 +19,8 @@ FILE = click.Path(path_type=Path)
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--sig", "-sig", type=FILE, required=True, help="SIGSTRUCT, APP.sig.")
-@click.option("--output", "-output", type=FILE, required=True, help="Token, APP.token.")
-def command(sig: Path, output: Path) -> None:
+@click.option("--output", "-output", type=FILE, help="Token, APP.token; else only print.")
+def command(sig: Path, output: Path | None) -> None:
     """Write a token for the enclave of SIG. It grants nothing: no platform here needs one.
 
     \b
@@ -31,7 +31,8 @@ def command(sig: Path, output: Path) -> None:
     from cloister.sgx.token import dummy_token
 
     found = load(sig)
-    write_atomically(output, dummy_token(found))
+    if output is not None:
+        write_atomically(output, dummy_token(found))
     click.echo("\n".join(_lines(found)))
 
 

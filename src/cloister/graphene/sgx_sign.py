@@ -39,8 +39,9 @@ def command(output: Path, manifest: Path, key: Path, libpal: Path | None, depend
     sigstruct_path = output.with_name(f"{_stem(output)}.sig")
     read = sign.read_manifest(manifest)
     if depend:
-        needed = [*sign.unhashed_files(read), *([libpal] if libpal else []), key]
-        rule = _rule(output.with_name(f"{_stem(output)}.manifest.sgx"), sigstruct_path, needed)
+        files = sign.trusted_names(read, only_unhashed=True)
+        made = [output.with_name(f"{_stem(output)}.manifest.sgx"), sigstruct_path]
+        rule = sign.rule_for_make(made, [*files, *([libpal] if libpal else []), key])
         write_atomically(output, rule.encode())
         return
     prepared = sign.prepare_file(read, signing.settings(libpal, "cloister", use_cache=True))
@@ -56,12 +57,6 @@ def _stem(output: Path) -> str:
         if output.name.endswith(suffix):
             return output.name.removesuffix(suffix)
     return output.name
-
-
-def _rule(manifest: Path, sigstruct: Path, needed: Sequence[Path]) -> str:
-    """Return a rule for make."""
-    lines = [f"{manifest} {sigstruct}:", *(f"\t{path}" for path in needed)]
-    return " \\\n".join(lines) + "\n"
 
 
 def run(arguments: Sequence[str]) -> int:

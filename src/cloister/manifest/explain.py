@@ -15,6 +15,7 @@ from cloister.manifest.visibility import inside_paths
 
 _KERNEL_DIRECTORIES = ("/proc", "/sys", "/dev")
 _DEBUG_BIT = 2
+_FEW = 3
 
 
 @dataclass(frozen=True)
@@ -86,26 +87,28 @@ def _executes(manifest: Manifest) -> Iterator[str]:
 
 
 def _reads(manifest: Manifest) -> Iterator[str]:
-    sgx = manifest.sgx
     if manifest.cloister.trusted_index is not None:
         yield "the files of the signed index, whose content is checked"
     yield from (f"{what}, whose content is checked" for what in _trusted(manifest))
-    if sgx.file_check_policy == "allow_all_but_log":
-        yield "every other mounted file, unchecked"
     yield from (f"{place}" for place in _writes(manifest))
 
 
 def _trusted(manifest: Manifest) -> list[str]:
     """Name the trusted files; several of one directory are only counted."""
-    directories: list[str] = []
+    directories: dict[str, list[str]] = {}
     files: dict[str, list[str]] = {}
     for file in manifest.sgx.trusted_files:
         place = _seen(manifest, file.path)
-        if file.uri.endswith("/"):
-            directories.append(f"all files below {place}")
+        kind = directories if file.uri.endswith("/") else files
+        kind.setdefault(posixpath.dirname(place), []).append(place)
+    found = []
+    for parent, places in directories.items():
+        if len(places) <= _FEW:
+            found += [f"all files below {place}" for place in places]
         else:
-            files.setdefault(posixpath.dirname(place), []).append(place)
-    return directories + [
+            names = ", ".join(posixpath.basename(place) for place in places[:_FEW])
+            found.append(f"all files below {len(places)} directories of {parent} ({names}, ..)")
+    return found + [
         places[0] if len(places) == 1 else f"{len(places)} files in {directory}"
         for directory, places in files.items()
     ]
@@ -128,6 +131,8 @@ def _writes(manifest: Manifest) -> Iterator[str]:
         yield f'{path}: encrypted on the host under the key "default"'
     for uri in manifest.sgx.allowed_files:
         yield f"{_seen(manifest, normalise(uri.partition(':')[2]))}: open to the host, unchecked"
+    if manifest.sgx.file_check_policy == "allow_all_but_log":
+        yield "every other mounted file: open to the host, unchecked"
 
 
 def _seen(manifest: Manifest, path: str) -> str:

@@ -124,7 +124,17 @@ class Table(BaseModel):
 
 def _as_table(key: str) -> BeforeValidator:
     """Accept the short form of a table: a string that stands for its ``key``."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+    def parse(value: object) -> object:
+        if isinstance(value, str):
+            return {key: value}
+        if not isinstance(value, dict | BaseModel):
+            raise ValueError(  # noqa: TRY004  (pydantic reports no other)
+                f"expected a text in quotes, or a table with {key}"
+            )
+        return value
+
+    return BeforeValidator(parse)
 
 
 # --- loader, libos -------------------------------------------------------------------------------

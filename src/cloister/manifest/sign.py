@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,11 +74,15 @@ def prepare_file(manifest: ManifestFile, settings: Settings) -> Prepared:
     return prepare(manifest.text, manifest.path.parent, settings, FileTree())
 
 
-def unhashed_files(manifest: ManifestFile) -> list[Path]:
-    """Return the trusted files that signing would hash.
+def trusted_names(manifest: ManifestFile, *, only_unhashed: bool = False) -> list[Path]:
+    """Return the trusted files of a manifest.
+
+    Args:
+        manifest: the manifest.
+        only_unhashed: leave out those with a hash, which are not read.
 
     Raises:
-        CloisterError: one of them is missing.
+        CloisterError: one of those without a hash is missing.
     """
     text = manifest.text
     candidates = expand(
@@ -87,7 +92,15 @@ def unhashed_files(manifest: ManifestFile) -> list[Path]:
         text.trusted_file_problem,
         bare_directories=text.graphene,
     )
-    return [Path(item.host) for item in candidates.values() if item.sha256 is None]
+    return [
+        Path(item.host) for item in candidates.values() if not only_unhashed or item.sha256 is None
+    ]
+
+
+def rule_for_make(made: Sequence[Path], needed: Sequence[Path]) -> str:
+    """Return a rule that tells make of what files are made."""
+    lines = [f"{' '.join(map(str, made))}:", *(f"\t{path}" for path in needed)]
+    return " \\\n".join(lines) + "\n"
 
 
 def _index_of(manifest: ManifestFile, expected: bytes) -> bytes:
