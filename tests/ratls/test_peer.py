@@ -10,6 +10,7 @@ import ssl
 import struct
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -103,6 +104,64 @@ def test_a_refused_server_hears_nothing(enclave: Enclave) -> None:
         context.wrap_socket(raw, server_hostname="localhost")
     assert enclave.served.acquire(timeout=10)
     assert enclave.received == [b""]
+
+
+def test_no_byte_leaves_before_the_judgement(enclave: Enclave) -> None:
+    """OpenSSL shakes hands by itself when somebody writes first."""
+    judge = Judge(False)
+    with socket.create_connection(("localhost", enclave.port), 10) as raw:
+        tls = judging_context(judge).wrap_socket(raw, do_handshake_on_connect=False)
+        with pytest.raises(RaTlsError):
+            tls.send(b"GET / HTTP/1.1\r\n\r\n")
+    assert len(judge.judged) == 1
+    assert enclave.served.acquire(timeout=10)
+    assert enclave.received == [b""]
+
+
+@pytest.mark.parametrize("first", ["read", "write", "recv", "recv_into", "sendall"])
+def test_whatever_is_done_first_the_judge_is_asked_before(enclave: Enclave, first: str) -> None:
+    arguments: dict[str, Any] = {"read": 10, "recv": 10, "recv_into": bytearray(10)}
+    with socket.create_connection(("localhost", enclave.port), 10) as raw:
+        tls = judging_context(Judge(False)).wrap_socket(raw, do_handshake_on_connect=False)
+        with pytest.raises(RaTlsError):
+            getattr(tls, first)(arguments.get(first, b"x"))
+
+
+@pytest.mark.parametrize("operation", ["write", "read"])
+def test_nor_in_an_event_loop(enclave: Enclave, operation: str) -> None:
+    judge = Judge(False)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = judging_context(judge).wrap_bio(incoming, outgoing)
+    with socket.create_connection(("localhost", enclave.port), 10) as raw:
+        for _ in range(2):  # a caller who tries again after the refusal
+            with pytest.raises(RaTlsError):
+                drive(tls, operation, raw, incoming, outgoing)
+            raw.sendall(outgoing.read())
+    assert len(judge.judged) == 2
+    assert enclave.served.acquire(timeout=10)
+    assert enclave.received == [b""]
+
+
+def drive(
+    tls: ssl.SSLObject,
+    operation: str,
+    raw: socket.socket,
+    incoming: ssl.MemoryBIO,
+    outgoing: ssl.MemoryBIO,
+) -> None:
+    """Repeat one operation, moving bytes between it and the socket, until it ends."""
+    while True:
+        try:
+            if operation == "write":
+                tls.write(b"GET / HTTP/1.1\r\n\r\n")
+            else:
+                tls.read(100)
+        except ssl.SSLWantReadError:
+            raw.sendall(outgoing.read())
+            incoming.write(raw.recv(100_000))
+        else:
+            raw.sendall(outgoing.read())
+            return
 
 
 def test_http_client(enclave: Enclave) -> None:

@@ -11,10 +11,14 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from cloister.errors import PeerError, RaTlsError
 from cloister.ratls.certificate import RaTlsIdentity
 from cloister.ratls.client import present
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 Judge = Callable[[bytes], None]
 """Judges a certificate (DER); raises to refuse."""
@@ -31,6 +35,8 @@ def judging_context(judge: Judge, identity: RaTlsIdentity | None = None) -> ssl.
     class JudgedSocket(ssl.SSLSocket):
         """A socket whose handshake ends with the judgement."""
 
+        _accepted = False
+
         def do_handshake(self, block: bool = False) -> None:
             """Shake hands, then ask the judge; on a refusal nothing can be sent or read."""
             super().do_handshake(block)
@@ -39,17 +45,57 @@ def judging_context(judge: Judge, identity: RaTlsIdentity | None = None) -> ssl.
             except BaseException:
                 self.close()
                 raise
+            self._accepted = True
+
+        def _require_judgement(self) -> None:
+            # OpenSSL would shake hands by itself, and no judge be asked.
+            if not self._accepted:
+                self.do_handshake()
+
+        def read(self, len: int = 1024, buffer: Any = None) -> Any:
+            """Read; the judge is asked before."""
+            self._require_judgement()
+            return super().read(len, buffer)
+
+        def write(self, data: ReadableBuffer) -> int:
+            """Write; the judge is asked before."""
+            self._require_judgement()
+            return super().write(data)
+
+        def send(self, data: ReadableBuffer, flags: int = 0) -> int:
+            """Send; the judge is asked before."""
+            self._require_judgement()
+            return super().send(data, flags)
 
     class JudgedObject(ssl.SSLObject):
         """The same for event loops, which move the bytes themselves."""
+
+        _accepted = False
 
         def do_handshake(self) -> None:
             """Shake hands, then ask the judge; on a refusal the loop drops the connection."""
             super().do_handshake()
             judge(_certificate(self))
+            self._accepted = True
+
+        def _require_judgement(self) -> None:
+            if not self._accepted:
+                self.do_handshake()
+
+        def read(self, len: int = 1024, buffer: Any = None) -> Any:
+            """Read; the judge is asked before."""
+            self._require_judgement()
+            return super().read(len, buffer)
+
+        def write(self, data: ReadableBuffer) -> int:
+            """Write; the judge is asked before."""
+            self._require_judgement()
+            return super().write(data)
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Nor may another certificate come later.
+    context.options |= ssl.OP_NO_RENEGOTIATION
     # The chain proves nothing here: an enclave's certificate signs itself.
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
