@@ -187,3 +187,22 @@ def _xdg(variable: str, default: str) -> Path:
     value = os.environ.get(variable, "")
     base = Path(value) if value and Path(value).is_absolute() else Path.home() / default
     return base / "cloister"
+
+
+def filesystem_of(directory: Path) -> str | None:
+    """Return the kind of file system that ``directory`` lies on, e.g. ``tmpfs``.
+
+    None where the kernel's list of mounts (``/proc/self/mountinfo``) does not tell.
+    """
+    try:
+        device = directory.stat().st_dev
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in mounts.splitlines():
+        # proc(5): number, parent, device, root, place, options ... "-" kind source options
+        before, _, behind = line.partition(" - ")
+        if before.split(" ")[2:3] == [wanted] and behind:
+            return behind.split(" ")[0]
+    return None

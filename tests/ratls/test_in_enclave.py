@@ -18,6 +18,7 @@ from cloister.attestation.trust import Authenticator, Trust
 from cloister.cli.main import run
 from cloister.cli.trust import utc_now
 from cloister.errors import InputError, WrongMeasurementError
+from cloister.ratls.certificate import DEFAULT_NOT_AFTER, DEFAULT_NOT_BEFORE, validity_from
 from cloister.ratls.programs import connect, expect, quote_of_this_enclave
 
 PACKAGES = ("cryptography", "click", "cbor2", "dcap_qvl")
@@ -31,6 +32,7 @@ context.load_cert_chain("/tmp/ratls.crt", "/tmp/ratls.key")
 """
 API_SERVER = """
 import socket
+from cloister.ratls.certificate import DEFAULT_NOT_AFTER, DEFAULT_NOT_BEFORE, validity_from
 from cloister.ratls.programs import server_context, this_enclave
 context = server_context(this_enclave())
 """
@@ -155,6 +157,29 @@ def test_outside_an_enclave_there_is_no_quote(
     with pytest.raises(InputError, match="user_report_data"):
         quote_of_this_enclave(bytes(64), tmp_path)
     certificate, key = str(tmp_path / "crt"), str(tmp_path / "key")
-    assert run(["ratls", certificate, key, "--", "echo", "started"]) == 2
+    command = ["ratls", "--encrypted-mount", certificate, key, "--", "echo", "started"]
+    assert run(command) == 2
     assert list(tmp_path.iterdir()) == []
-    assert "started" not in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "user_report_data" in shown.err
+    assert "started" not in shown.out
+
+
+def test_the_key_is_not_written_where_the_host_can_read_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # /sys is a file system on every Linux, and never memory of ours.
+    assert run(["ratls", "/sys/crt", "/sys/key", "--", "echo", "started"]) == 2
+    shown = capsys.readouterr()
+    assert "sysfs" in shown.err
+    assert "tmpfs" in shown.err
+    assert "started" not in shown.out
+
+
+def test_validity_comes_from_the_environment() -> None:
+    assert validity_from({}) == (DEFAULT_NOT_BEFORE, DEFAULT_NOT_AFTER)
+    not_before, _ = validity_from({"RA_TLS_CERT_TIMESTAMP_NOT_BEFORE": "20260102030405"})
+    assert not_before.isoformat() == "2026-01-02T03:04:05+00:00"
+    for text in ("", "2026", "20260102030499", "2026010203040"):
+        with pytest.raises(InputError, match="NOT_AFTER"):
+            validity_from({"RA_TLS_CERT_TIMESTAMP_NOT_AFTER": text})

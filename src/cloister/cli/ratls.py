@@ -13,13 +13,23 @@ import click
 @click.argument("key", type=click.Path(path_type=Path, dir_okay=False))
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("-D", "--der", is_flag=True, help="Write DER instead of PEM.")
-def ratls(certificate: Path, key: Path, command: tuple[str, ...], der: bool) -> None:
+@click.option(
+    "--encrypted-mount",
+    is_flag=True,
+    help="KEY lies in an encrypted mount of the manifest instead of a tmpfs.",
+)
+def ratls(
+    certificate: Path, key: Path, command: tuple[str, ...], der: bool, encrypted_mount: bool
+) -> None:
     """Make an RA-TLS certificate in this enclave, write CERTIFICATE and KEY, then run COMMAND.
 
-    For servers that read certificate and key from files, inside an enclave. The files belong in a
-    tmpfs mount of the manifest, or in an encrypted one: on any other the key would reach the
-    host. COMMAND takes the place of this program; without one, it ends here. If anything fails,
-    COMMAND is not run.
+    For servers that read certificate and key from files, inside an enclave. KEY must lie in a
+    tmpfs mount of the manifest: anywhere else it could reach the host. (Whether a mount is
+    encrypted cannot be seen from inside; --encrypted-mount says so.) COMMAND takes the place of
+    this program; without one, it ends here. If anything fails, COMMAND is not run.
+
+    RA_TLS_CERT_TIMESTAMP_NOT_BEFORE and RA_TLS_CERT_TIMESTAMP_NOT_AFTER (YYYYMMDDhhmmss) set the
+    certificate's validity.
 
     \b
     Example:  cloister ratls /tmp/ratls.crt /tmp/ratls.key -- nginx -c /etc/nginx/nginx.conf
@@ -36,6 +46,8 @@ def ratls(certificate: Path, key: Path, command: tuple[str, ...], der: bool) -> 
 
     if command[:1] == ("--",):
         command = command[1:]
+    if not encrypted_mount:
+        _require_memory(key)
     identity = this_enclave()
     encoding = Encoding.DER if der else Encoding.PEM
     private = identity.key.private_bytes(encoding, PrivateFormat.TraditionalOpenSSL, NoEncryption())
@@ -47,3 +59,16 @@ def ratls(certificate: Path, key: Path, command: tuple[str, ...], der: bool) -> 
         os.execvp(command[0], command)
     except OSError as error:
         raise InputError(f"{command[0]}: {error.strerror}") from error
+
+
+def _require_memory(key: Path) -> None:
+    from cloister.errors import InputError
+    from cloister.files import filesystem_of
+
+    kind = filesystem_of(key.parent)
+    if kind not in ("tmpfs", "ramfs"):
+        raise InputError(
+            f"{key}: lies on {kind or 'an unknown file system'}, where the host could read the key",
+            hint='mount a directory of memory, { type = "tmpfs", path = "/run/ratls" }, in'
+            " fs.mounts of the manifest; --encrypted-mount if that place is encrypted",
+        )

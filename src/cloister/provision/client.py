@@ -28,6 +28,7 @@ from cloister.ratls.certificate import (
     DEFAULT_NOT_BEFORE,
     RaTlsIdentity,
     create_identity,
+    validity_from,
 )
 from cloister.ratls.client import client_context
 from cloister.ratls.deadline import Deadline
@@ -38,8 +39,6 @@ CA_CHAIN_PATH = "SECRET_PROVISION_CA_CHAIN_PATH"
 SET_KEY = "SECRET_PROVISION_SET_KEY"
 SET_PF_KEY = "SECRET_PROVISION_SET_PF_KEY"
 SECRET_STRING = "SECRET_PROVISION_SECRET_STRING"  # noqa: S105  (a variable's name)
-NOT_BEFORE = "RA_TLS_CERT_TIMESTAMP_NOT_BEFORE"
-NOT_AFTER = "RA_TLS_CERT_TIMESTAMP_NOT_AFTER"
 LD_PRELOAD = "LD_PRELOAD"
 LIBRARY = "libsecret_prov_attest.so"
 
@@ -118,13 +117,14 @@ class ProvisioningRequest:
         graphene = named is None and environment.get(SET_PF_KEY) in _YES
         if named is not None and not _is_key_name(named):
             raise InputError(f"{SET_KEY}: {named!r} is not a key name")
+        not_before, not_after = validity_from(environment)
         return cls(
             servers=parse_servers(environment.get(SERVERS, DEFAULT_SERVERS)),
             ca=read_file(ca_path),
             key_name=DEFAULT_KEY_NAME if graphene else named,
             accepts_hex=graphene,
-            not_before=_timestamp(environment, NOT_BEFORE, DEFAULT_NOT_BEFORE),
-            not_after=_timestamp(environment, NOT_AFTER, DEFAULT_NOT_AFTER),
+            not_before=not_before,
+            not_after=not_after,
         )
 
 
@@ -211,19 +211,6 @@ def parse_address(item: str) -> ServerAddress:
 
 def _is_key_name(name: str) -> bool:
     return bool(name) and "/" not in name and "\0" not in name and name not in (".", "..")
-
-
-def _timestamp(
-    environment: Mapping[str, str], name: str, default: datetime.datetime
-) -> datetime.datetime:
-    text = environment.get(name)
-    if text is None:
-        return default
-    try:
-        parsed = datetime.datetime.strptime(text if len(text) == 14 else "", "%Y%m%d%H%M%S")
-    except ValueError as error:
-        raise InputError(f"{name}: {text!r} is not a time of the form YYYYMMDDhhmmss") from error
-    return parsed.replace(tzinfo=datetime.timezone.utc)
 
 
 def fetch_secret(

@@ -19,6 +19,7 @@ The key never leaves the enclave's memory; every start makes a new one.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import threading
@@ -29,7 +30,7 @@ from typing import Any
 from cloister.attestation.policy import Policy, completed
 from cloister.attestation.trust import Authenticator
 from cloister.errors import InputError, PeerError
-from cloister.ratls.certificate import RaTlsIdentity, create_identity
+from cloister.ratls.certificate import RaTlsIdentity, create_identity, validity_from
 from cloister.ratls.client import present
 from cloister.ratls.peer import Judge, judging_context
 from cloister.ratls.verify import authenticate_certificate
@@ -67,10 +68,15 @@ def quote_of_this_enclave(report_data: bytes, directory: Path = ATTESTATION) -> 
 def this_enclave() -> RaTlsIdentity:
     """Return a fresh key and the certificate that proves it lives in this enclave.
 
+    Its validity is that of ``RA_TLS_CERT_TIMESTAMP_NOT_BEFORE`` and ``_NOT_AFTER``, if they are
+    set; verifiers of evidence do not look at it.
+
     Raises:
-        InputError: this is no enclave, or its manifest asks for no remote attestation.
+        InputError: this is no enclave, its manifest asks for no remote attestation, or a malformed
+            variable.
     """
-    return create_identity(quote_of_this_enclave)
+    not_before, not_after = validity_from(os.environ)
+    return create_identity(quote_of_this_enclave, not_before=not_before, not_after=not_after)
 
 
 def server_context(identity: RaTlsIdentity) -> ssl.SSLContext:
