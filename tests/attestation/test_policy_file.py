@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cloister.attestation import Collateral, Verdict, intel, verify_quote
 from cloister.attestation.policy_file import parse_policy
 from cloister.errors import (
+    EnclaveAttributesError,
     PolicyError,
     RefusedError,
     TcbStatusError,
@@ -113,14 +114,14 @@ def test_tdx() -> None:
         ("version = 1\n[[any]]\n" + ENCLAVE + "\n[[any]]\n", "empty table"),
         ("version = 1\nany = []\n" + ENCLAVE, "at least one"),
         ("version = 1\nmrenclave = []", "at least one"),
-        ("version = 1\ntcb_status = []\n" + ENCLAVE, "tcb_status is empty"),
+        ("version = 1\ntcb_status = []\n" + ENCLAVE, "tcb_status: is empty"),
         ("version = 1\ntcb_status = ['Revoked']\n" + ENCLAVE, "never acceptable"),
-        ("version = 1\nroots = []\n" + ENCLAVE, "fingerprints"),
+        ("version = 1\nroots = []\n" + ENCLAVE, "at least one"),
         ("version = 1\nroots = ['here']\n" + ENCLAVE, "fingerprints"),
         ("version = 1\ndebug = true\n" + ENCLAVE, "debug"),
         ("version = 1\nmrenclav = 'x'\n" + ENCLAVE, "mrenclav"),
-        ("version = 1\nmrenclave = 'xyz'", "not hexadecimal"),
-        ("version = 1\nmrenclave = '00'", "expected 32"),
+        ("version = 1\nmrenclave = 'xyz'", "hexadecimal"),
+        ("version = 1\nmrenclave = '00'", "expected 64"),
         ("version = 1\nmrenclave = 5", "mrenclave"),
         ("version = 1\n" + SIGNER.replace("isv_prod_id = 0", ""), "belong together"),
         ("version = 1\n" + SIGNER.replace("isv_prod_id = 0", "isv_prod_id = -1"), "isv_prod_id"),
@@ -136,6 +137,42 @@ def test_tdx() -> None:
 def test_policies_that_cannot_be_used(text: str, words: str) -> None:
     with pytest.raises(PolicyError, match=words):
         parse_policy(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\n\nmrenclav = 1\n", "p.toml: line 3: mrenclav: no such entry"),
+        ("[[any]]\nmrsigner = 'x'\n", "p.toml: line 3: any[0].mrsigner: expected 64 hexadecimal"),
+        ("mrenclave = [\n  '00',\n]\n", "p.toml: line 3: mrenclave[0]: expected 64"),
+        ("[[any]]\n[[any]]\n", "p.toml: line 2: any[0]: an empty table"),
+        ("tcb_status = ['Good']", "p.toml: line 2: tcb_status[0]: 'Good' is unknown"),
+        ("attributes = { value = '00' }", "p.toml: line 2: attributes.value: expected 32"),
+        ("x = = 1", "p.toml: not valid TOML (Invalid value (at line 2, column 5))"),
+        ("debug = false", "p.toml: the policy does not say which enclave it means"),
+    ],
+)
+def test_errors_name_file_line_and_key(text: str, message: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(f"version = 1\n{text}" if text[0] != "\n" else f"version = 1{text}", "p.toml")
+    assert caught.value.message.startswith(message)
+    assert caught.value.hint or "TOML" in message
+
+
+def test_a_misspelt_entry_is_suggested() -> None:
+    with pytest.raises(PolicyError) as caught:
+        parse_policy("version = 1\nmr_enclave = 'x'")
+    assert caught.value.hint == "did you mean mrenclave?"
+
+
+def test_td_attributes() -> None:
+    wanted = 'td_attributes = {{ value = "0000001000000000", mask = "{}" }}'
+    assert judge(MRTD, wanted.format("ff" * 8), name="tdx").accepted
+    other = wanted.replace("0000001", "0000005").format("ff" * 8)
+    with pytest.raises(EnclaveAttributesError, match="TD attributes"):
+        judge(MRTD, other, name="tdx").require()
+    with pytest.raises(EnclaveAttributesError, match="an SGX quote"):
+        judge(ENCLAVE, STATUS, wanted.format("00" * 8)).require()
 
 
 @given(st.binary(max_size=300))

@@ -86,12 +86,47 @@ class Attributes:
     def verify(self, evidence: Evidence) -> Check:
         """Compare the masked attributes of an SGX enclave."""
         report = evidence.sgx
-        expected = f"{self.value.hex()} in the bits {self.mask.hex()}"
         if report is None:
-            return Check("attributes", False, "a TDX quote", expected, EnclaveAttributesError)
+            return _masked("attributes", None, "a TDX quote", self.value, self.mask)
         found = report.flags.to_bytes(8, "little") + report.xfrm.to_bytes(8, "little")
-        wrong = any((a ^ b) & m for a, b, m in zip(found, self.value, self.mask, strict=True))
-        return Check("attributes", not wrong, found.hex(), expected, EnclaveAttributesError)
+        return _masked("attributes", found, found.hex(), self.value, self.mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class TdAttributes:
+    """The virtual machine's TD attributes equal ``value`` in the bits of ``mask``.
+
+    Attributes:
+        value: 8 bytes, little endian (Intel TDX module specification, TD attributes).
+        mask: 8 bytes; zero bits are free.
+    """
+
+    value: bytes
+    mask: bytes
+    names = NOTHING
+
+    def __post_init__(self) -> None:
+        require_sizes("TD attributes", [self.value, self.mask], 8)
+
+    def describe(self) -> str:
+        """Say in plain words what is accepted."""
+        return f"TD attributes {self.value.hex()} in the bits {self.mask.hex()}"
+
+    def verify(self, evidence: Evidence) -> Check:
+        """Compare the masked attributes of a TDX virtual machine."""
+        report = evidence.tdx
+        if report is None:
+            return _masked("TD attributes", None, "an SGX quote", self.value, self.mask)
+        found = report.td_attributes.to_bytes(8, "little")
+        return _masked("TD attributes", found, found.hex(), self.value, self.mask)
+
+
+def _masked(name: str, found: bytes | None, shown: str, value: bytes, mask: bytes) -> Check:
+    expected = f"{value.hex()} in the bits {mask.hex()}"
+    passed = found is not None and not any(
+        (a ^ b) & m for a, b, m in zip(found, value, mask, strict=True)
+    )
+    return Check(name, passed, shown, expected, EnclaveAttributesError)
 
 
 @dataclasses.dataclass(frozen=True)

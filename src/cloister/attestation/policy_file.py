@@ -15,17 +15,19 @@
     isv_prod_id = 7
     minimum_isv_svn = 3
 
-Other entries: ``mrtd`` with ``rtmr0`` to ``rtmr3``, ``attributes`` (a table of ``value`` and
-``mask``, 16 bytes each), ``report_data``, ``debug = false`` (debug enclaves are refused anyway),
-and ``all``, a list of tables like ``any``. Byte strings are hexadecimal. What is not named is not
-accepted: unknown entries are errors, and a policy that names no enclave is refused.
+Other entries: ``mrtd`` with ``rtmr0`` to ``rtmr3``, ``attributes`` and ``td_attributes`` (tables
+of ``value`` and ``mask``, 16 and 8 bytes each), ``report_data``, ``debug = false`` (debug enclaves
+are refused anyway), and ``all``, a list of tables like ``any``. Byte strings are hexadecimal. What
+is not named is not accepted: unknown entries are errors, and a policy that names no enclave is
+refused. ``docs/attestation.md`` explains each entry.
 """
 
 from __future__ import annotations
 
 import datetime
+import difflib
 import sys
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 
@@ -36,6 +38,7 @@ from cloister.attestation.conditions import (
     MinimumTcbDate,
     ReportData,
     Root,
+    TdAttributes,
 )
 from cloister.attestation.policy import (
     MrEnclave,
@@ -47,6 +50,7 @@ from cloister.attestation.policy import (
     any_of,
     completed,
 )
+from cloister.attestation.status import TCB_STATUSES
 from cloister.errors import PolicyError
 
 if sys.version_info >= (3, 11):
@@ -57,10 +61,50 @@ else:
 MAX_POLICY_SIZE = 1024 * 1024
 MAX_DEPTH = 16
 
+T = TypeVar("T")
 
-def _hex_of(size: int) -> Any:
-    pattern = f"^[0-9A-Fa-f]{{{2 * size}}}$"
-    return pydantic.Field(default=None, pattern=pattern)
+
+def _hex_of(size: int) -> pydantic.BeforeValidator:
+    """Return the validator of a hexadecimal string of ``size`` bytes."""
+
+    def decode(text: Any) -> bytes:
+        try:
+            value = bytes.fromhex(text) if isinstance(text, str) else b""
+        except ValueError:
+            value = b""
+        if len(value) != size or len(text) != 2 * size:
+            raise ValueError(f"expected {2 * size} hexadecimal digits in quotes")
+        return value
+
+    return pydantic.BeforeValidator(decode)
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _known_status(text: str) -> str:
+    if text not in TCB_STATUSES:
+        raise ValueError(f"{text!r} is unknown or never acceptable, there are: {_STATUSES}")
+    return text
+
+
+def _fingerprint(text: str) -> str:
+    if text == "intel":
+        return INTEL_ROOT_SHA256
+    if len(text) != 64 or set(text.lower()) - set("0123456789abcdef"):
+        raise ValueError('expected "intel", or fingerprints (SHA-256) of 64 hexadecimal digits')
+    return text.lower()
+
+
+_STATUSES = ", ".join(TCB_STATUSES)
+_Bytes8 = Annotated[bytes, _hex_of(8)]
+_Bytes16 = Annotated[bytes, _hex_of(16)]
+_Bytes32 = Annotated[bytes, _hex_of(32)]
+_Bytes48 = Annotated[bytes, _hex_of(48)]
+_Bytes64 = Annotated[bytes, _hex_of(64)]
+_Number = Annotated[int, pydantic.Field(ge=0, le=65535)]
+_Some = pydantic.Field(min_length=1)
 
 
 class _Model(pydantic.BaseModel):
@@ -68,47 +112,68 @@ class _Model(pydantic.BaseModel):
 
 
 class _Masked(_Model):
-    value: str = pydantic.Field(pattern="^[0-9A-Fa-f]{32}$")
-    mask: str = pydantic.Field(pattern="^[0-9A-Fa-f]{32}$")
+    value: _Bytes16
+    mask: _Bytes16
+
+
+class _TdMasked(_Model):
+    value: _Bytes8
+    mask: _Bytes8
 
 
 class _Table(_Model):
     """One table: all of its entries must hold."""
 
-    mrenclave: str | list[str] | None = None
-    mrsigner: str | None = _hex_of(32)
-    isv_prod_id: int | None = pydantic.Field(default=None, ge=0, le=65535)
-    minimum_isv_svn: int | None = pydantic.Field(default=None, ge=0, le=65535)
-    mrtd: str | None = _hex_of(48)
-    rtmr0: str | None = _hex_of(48)
-    rtmr1: str | None = _hex_of(48)
-    rtmr2: str | None = _hex_of(48)
-    rtmr3: str | None = _hex_of(48)
+    mrenclave: Annotated[list[_Bytes32], _Some, pydantic.BeforeValidator(_as_list)] | None = None
+    mrsigner: _Bytes32 | None = None
+    isv_prod_id: _Number | None = None
+    minimum_isv_svn: _Number | None = None
+    mrtd: _Bytes48 | None = None
+    rtmr0: _Bytes48 | None = None
+    rtmr1: _Bytes48 | None = None
+    rtmr2: _Bytes48 | None = None
+    rtmr3: _Bytes48 | None = None
     attributes: _Masked | None = None
+    td_attributes: _TdMasked | None = None
     debug: Literal[False] | None = None
-    tcb_status: list[str] | None = None
+    tcb_status: (
+        Annotated[list[Annotated[str, pydantic.AfterValidator(_known_status)]], _Some] | None
+    ) = None
     advisories: list[str] | None = None
     minimum_tcb_date: datetime.datetime | datetime.date | None = None
-    report_data: str | None = _hex_of(64)
-    any_: list[_Table] | None = pydantic.Field(default=None, alias="any")
-    all_: list[_Table] | None = pydantic.Field(default=None, alias="all")
+    report_data: _Bytes64 | None = None
+    any_: Annotated[list[_Table], _Some] | None = pydantic.Field(default=None, alias="any")
+    all_: Annotated[list[_Table], _Some] | None = pydantic.Field(default=None, alias="all")
+
+    @pydantic.model_validator(mode="after")
+    def _belonging_together(self) -> _Table:
+        signer = (self.mrsigner, self.isv_prod_id, self.minimum_isv_svn)
+        if any(part is not None for part in signer) and None in signer:
+            raise ValueError("mrsigner, isv_prod_id and minimum_isv_svn belong together")
+        if self.mrtd is None and any(value is not None for value in self._registers()):
+            raise ValueError("rtmr0 to rtmr3 belong to mrtd, which is not there")
+        if not self.model_fields_set:
+            raise ValueError("an empty table would accept everything")
+        return self
+
+    def _registers(self) -> list[bytes | None]:
+        return [self.rtmr0, self.rtmr1, self.rtmr2, self.rtmr3]
 
     def policies(self) -> list[Policy]:
         """Return one policy an entry."""
         found: list[Policy] = [*self._identities()]
         if self.attributes is not None:
-            value, mask = (
-                bytes.fromhex(part) for part in (self.attributes.value, self.attributes.mask)
-            )
-            found.append(Attributes(value, mask))
+            found.append(Attributes(self.attributes.value, self.attributes.mask))
+        if self.td_attributes is not None:
+            found.append(TdAttributes(self.td_attributes.value, self.td_attributes.mask))
         if self.tcb_status is not None:
-            found.append(TcbStatus(*_some("tcb_status", self.tcb_status)))
+            found.append(TcbStatus(*self.tcb_status))
         if self.advisories is not None:
             found.append(Advisories(*self.advisories))
         if self.minimum_tcb_date is not None:
             found.append(MinimumTcbDate(_as_utc(self.minimum_tcb_date)))
         if self.report_data is not None:
-            found.append(ReportData(bytes.fromhex(self.report_data)))
+            found.append(ReportData(self.report_data))
         if self.any_ is not None:
             found.append(any_of(*(table.policy() for table in self.any_)))
         if self.all_ is not None:
@@ -118,68 +183,89 @@ class _Table(_Model):
     def policy(self) -> Policy:
         """Return the policy of the whole table."""
         found = self.policies()
-        if not found:
-            raise PolicyError("an empty table would accept everything")
         return found[0] if len(found) == 1 else all_of(*found)
 
     def _identities(self) -> list[Policy]:
         found: list[Policy] = []
         if self.mrenclave is not None:
-            texts = [self.mrenclave] if isinstance(self.mrenclave, str) else self.mrenclave
-            found.append(MrEnclave(*(_bytes("mrenclave", text) for text in texts)))
-        signer = (self.mrsigner, self.isv_prod_id, self.minimum_isv_svn)
-        if any(part is not None for part in signer):
-            found.append(_signer(*signer))
-        registers = [self.rtmr0, self.rtmr1, self.rtmr2, self.rtmr3]
-        named = tuple((n, bytes.fromhex(text)) for n, text in enumerate(registers) if text)
+            found.append(MrEnclave(*self.mrenclave))
+        if (
+            self.mrsigner is not None
+            and self.isv_prod_id is not None
+            and self.minimum_isv_svn is not None
+        ):
+            found.append(MrSigner(self.mrsigner, self.isv_prod_id, self.minimum_isv_svn))
         if self.mrtd is not None:
-            found.append(MrTd(bytes.fromhex(self.mrtd), named))
-        elif named:
-            raise PolicyError("rtmr0 to rtmr3 belong to mrtd, which is not there")
+            named = ((n, value) for n, value in enumerate(self._registers()) if value is not None)
+            found.append(MrTd(self.mrtd, tuple(named)))
         return found
 
 
 class _File(_Table):
     version: Literal[1]
-    roots: list[str] = ["intel"]
+    roots: Annotated[list[Annotated[str, pydantic.AfterValidator(_fingerprint)]], _Some] = [
+        INTEL_ROOT_SHA256
+    ]
 
     def policies(self) -> list[Policy]:
         """Return one policy an entry; the root is always among them."""
-        fingerprints = [INTEL_ROOT_SHA256 if root == "intel" else root for root in self.roots]
-        return [Root(*fingerprints), *super().policies()]
+        return [Root(*self.roots), *super().policies()]
 
 
-def parse_policy(text: str | bytes) -> Policy:
+def parse_policy(text: str | bytes, name: str = "policy") -> Policy:
     """Read a policy file.
+
+    Args:
+        text: the TOML.
+        name: what errors call it, e.g. the file's name.
 
     Raises:
         PolicyError: not TOML, an unknown or malformed entry, or a policy that names no enclave.
     """
     if len(text) > MAX_POLICY_SIZE:
-        raise PolicyError(f"policy: {len(text)} bytes, at most {MAX_POLICY_SIZE}")
+        raise PolicyError(f"{name}: {len(text)} bytes, at most {MAX_POLICY_SIZE}")
     try:
-        data = tomllib.loads(text.decode() if isinstance(text, bytes) else text)
+        decoded = text.decode() if isinstance(text, bytes) else text
+        data = tomllib.loads(decoded)
     except (ValueError, RecursionError) as error:
-        raise PolicyError(f"policy: not valid TOML ({error})") from error
-    return policy_from_table(data)
-
-
-def policy_from_table(data: dict[str, Any]) -> Policy:
-    """Return the policy of a table that was already read from TOML.
-
-    Raises:
-        PolicyError: an unknown or malformed entry, or a policy that names no enclave.
-    """
+        raise PolicyError(f"{name}: not valid TOML ({error})") from error
     if _depth(data) > MAX_DEPTH:
-        raise PolicyError(f"policy: nested deeper than {MAX_DEPTH}")
+        raise PolicyError(f"{name}: nested deeper than {MAX_DEPTH}")
     try:
         return completed(_File.model_validate(data).policy())
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise PolicyError(
-            f"policy: {where}: {first['msg']}", hint="`cloister quote verify --help` shows the form"
-        ) from error
+        raise _explained(error, decoded, name) from error
+    except PolicyError as error:
+        raise PolicyError(f"{name}: {error.message}", hint=error.hint) from error
+
+
+def _explained(error: pydantic.ValidationError, text: str, name: str) -> PolicyError:
+    """Return the first problem with its line and key."""
+    from cloister.manifest.locate import KeyLines
+
+    first = error.errors()[0]
+    path = first["loc"]
+    line = KeyLines(text).line_of(path)
+    place = f"{name}: line {line}" if line else name
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    message = first["msg"].removeprefix("Value error, ")
+    hint = "`cloister quote verify --help` shows the form"
+    if first["type"] == "extra_forbidden":
+        message = "no such entry"
+        close = difflib.get_close_matches(str(path[-1]), _entries(), n=1)
+        hint = f"did you mean {close[0]}?" if close else hint
+    message = _WORDS.get(first["type"], message)
+    return PolicyError(f"{place}: {key}: {message}" if key else f"{place}: {message}", hint=hint)
+
+
+_WORDS = {
+    "missing": "is missing (the first line of a policy is: version = 1)",
+    "too_short": "is empty, so nothing could be accepted; give at least one",
+}
+
+
+def _entries() -> list[str]:
+    return [field.alias or name for name, field in _File.model_fields.items()]
 
 
 def _depth(value: Any) -> int:
@@ -188,25 +274,6 @@ def _depth(value: Any) -> int:
     if isinstance(value, list):
         return max((_depth(item) for item in value), default=0)
     return 0
-
-
-def _some(name: str, values: list[str]) -> list[str]:
-    if not values:
-        raise PolicyError(f"policy: {name} is empty, so nothing could be accepted")
-    return values
-
-
-def _bytes(name: str, text: str) -> bytes:
-    try:
-        return bytes.fromhex(text)
-    except ValueError as error:
-        raise PolicyError(f"policy: {name} {text!r} is not hexadecimal") from error
-
-
-def _signer(signer: str | None, isv_prod_id: int | None, minimum_isv_svn: int | None) -> Policy:
-    if signer is None or isv_prod_id is None or minimum_isv_svn is None:
-        raise PolicyError("policy: mrsigner, isv_prod_id and minimum_isv_svn belong together")
-    return MrSigner(bytes.fromhex(signer), isv_prod_id, minimum_isv_svn)
 
 
 def _as_utc(value: datetime.datetime | datetime.date) -> datetime.datetime:

@@ -129,7 +129,7 @@ def quote_policy(policy_file: Path | None, statuses: tuple[str, ...]) -> Policy:
         raise InputError(
             "--accept-tcb and --policy do not go together: name tcb_status in the file"
         )
-    return parse_policy(policy_file.read_bytes())
+    return parse_policy(policy_file.read_bytes(), str(policy_file))
 
 
 def utc_now() -> datetime.datetime:
