@@ -146,6 +146,12 @@ class QuotingEnclaveError(AttestationError):
     """The enclave that signed the quote is not the genuine quoting enclave."""
 
 
+class IasReportError(AttestationError):
+    """A stored report of Intel's retired EPID service that proves nothing about the quote."""
+
+    default_hint = "give the service's answer exactly as it was stored, with its headers"
+
+
 class TdxModuleError(AttestationError):
     """The TDX module that vouches for the virtual machine is not a genuine one."""
 

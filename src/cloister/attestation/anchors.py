@@ -21,6 +21,11 @@ from cloister.errors import InputError
 
 INTEL_ROOT_SHA256 = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3"
 """SHA-256 of the DER of "Intel SGX Root CA" (valid 2018-05-21 to 2049-12-31)."""
+INTEL_IAS_SHA256 = "7b42e41ec43b91db834a065de4f98a13c44d695570e839cfa8921e584e40735d"
+"""SHA-256 of the DER of "Intel SGX Attestation Report Signing CA" (valid 2016-11-14 to 2049-12-31).
+
+The retired EPID service's. Only verification of stored reports ever names it.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,7 @@ class TrustAnchor:
     @property
     def simulated(self) -> bool:
         """Whether no hardware stands behind it: true for every root but Intel's own."""
-        return self.fingerprint != INTEL_ROOT_SHA256
+        return self.fingerprint not in (INTEL_ROOT_SHA256, INTEL_IAS_SHA256)
 
     @classmethod
     def from_pem(cls, pem: str | bytes) -> TrustAnchor:
@@ -90,11 +95,21 @@ class TrustAnchor:
 @functools.cache
 def intel() -> TrustAnchor:
     """Return Intel's SGX and TDX root."""
-    pem = importlib.resources.files(__package__).joinpath("intel_sgx_root.pem").read_bytes()
+    return _built_in("intel_sgx_root.pem", INTEL_ROOT_SHA256)
+
+
+@functools.cache
+def intel_ias() -> TrustAnchor:
+    """Return the root of Intel's retired EPID service."""
+    return _built_in("intel_ias_root.pem", INTEL_IAS_SHA256)
+
+
+def _built_in(name: str, fingerprint: str) -> TrustAnchor:
+    pem = importlib.resources.files(__package__).joinpath(name).read_bytes()
     anchor = TrustAnchor.from_pem(pem)
-    if anchor.fingerprint != INTEL_ROOT_SHA256:
+    if anchor.fingerprint != fingerprint:
         raise InputError(
-            f"intel_sgx_root.pem: fingerprint {anchor.fingerprint}, expected {INTEL_ROOT_SHA256}",
+            f"{name}: fingerprint {anchor.fingerprint}, expected {fingerprint}",
             hint="the installed package was changed; install it again",
         )
     return anchor

@@ -60,7 +60,9 @@ class MinimumTcbDate:
         """Compare the date."""
         found = evidence.tcb_date
         expected = f"{self.date.isoformat()} or later"
-        return Check("TCB date", found >= self.date, found.isoformat(), expected, TcbStatusError)
+        passed = found is not None and found >= self.date
+        shown = found.isoformat() if found else "none in an EPID report"
+        return Check("TCB date", passed, shown, expected, TcbStatusError)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import hashes
 
 from cloister.attestation.anchors import TrustAnchor
 from cloister.attestation.dcap import pck_chain
+from cloister.sgx.epid import EpidQuote
 from cloister.sgx.quote import Quote, TdReport
 from cloister.sgx.report import ReportBody
 
@@ -23,17 +24,17 @@ class Evidence:
         anchor: the root that vouches.
         tcb_status: the worse of the platform's and the quoting enclave's status.
         advisories: advisories that apply to the platform's TCB level, sorted.
-        tcb_date: date of the platform's TCB level.
-        fmspc: kind of platform, 6 bytes.
-        ppid: the platform's own identifier.
+        tcb_date: date of the platform's TCB level; EPID has none.
+        fmspc: kind of platform, 6 bytes; EPID has none (empty).
+        ppid: the platform's own identifier; EPID has none (empty).
         collateral_expires: when the first piece of the collateral runs out.
     """
 
-    quote: Quote
+    quote: Quote | EpidQuote
     anchor: TrustAnchor
     tcb_status: str
     advisories: tuple[str, ...]
-    tcb_date: datetime.datetime
+    tcb_date: datetime.datetime | None
     fmspc: bytes
     ppid: bytes
     collateral_expires: datetime.datetime
@@ -77,18 +78,34 @@ class Evidence:
             "root_sha256": self.anchor.fingerprint,
             "tcb_status": self.tcb_status,
             "advisories": list(self.advisories),
-            "tcb_date": self.tcb_date.isoformat(),
+            "tcb_date": self.tcb_date.isoformat() if self.tcb_date else None,
             "fmspc": self.fmspc.hex(),
             "collateral_expires": self.collateral_expires.isoformat(),
             "report": report_dict(self.quote),
         }
 
 
-def report_dict(quote: Quote) -> dict[str, Any]:
+def report_dict(quote: Quote | EpidQuote) -> dict[str, Any]:
     """Return the fields of a quote's body for JSON; byte strings as hex."""
+    return _shown(dataclasses.asdict(quote.report))
+
+
+def epid_dict(quote: EpidQuote) -> dict[str, Any]:
+    """Return what an unverified EPID quote claims, for JSON."""
+    return {
+        "verified": False,
+        "simulated": False,
+        "tee": "SGX, EPID: only Intel could verify such quotes, and has retired the service",
+        "header": _shown(dataclasses.asdict(quote.header)),
+        "report": report_dict(quote),
+    }
+
+
+def _shown(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return fields for JSON; byte strings as hex."""
     return {
         name: value.hex() if isinstance(value, bytes) else value
-        for name, value in dataclasses.asdict(quote.report).items()
+        for name, value in fields.items()
         if value is not None
     }
 
@@ -99,7 +116,6 @@ def quote_dict(quote: Quote) -> dict[str, Any]:
     Raises:
         CertificateChainError: its certificates cannot be read.
     """
-    header = dataclasses.asdict(quote.header)
     signature = quote.signature
     chain = pck_chain(signature.certification_data) if signature.certification_type == 5 else []
     return {
@@ -107,10 +123,7 @@ def quote_dict(quote: Quote) -> dict[str, Any]:
         "simulated": any(b"SIMULATED" in item.tbs_certificate_bytes for item in chain),
         "tee": "TDX" if quote.is_tdx else "SGX",
         "size": len(quote.raw),
-        "header": {
-            name: value.hex() if isinstance(value, bytes) else value
-            for name, value in header.items()
-        },
+        "header": _shown(dataclasses.asdict(quote.header)),
         "report": report_dict(quote),
         "quoting_enclave": {
             "mr_enclave": quote.qe_report.mr_enclave.hex(),

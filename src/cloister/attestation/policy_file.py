@@ -3,7 +3,7 @@
 .. code-block:: toml
 
     version = 1
-    roots = ["intel"]                      # or SHA-256 of a simulated root; default: intel alone
+    roots = ["intel"]                      # default; or SHA-256 of a simulated root
     tcb_status = ["UpToDate", "SWHardeningNeeded"]     # default: UpToDate alone
     advisories = ["INTEL-SA-00615"]        # no advisory but these
     minimum_tcb_date = 2024-03-13
@@ -14,6 +14,8 @@
     mrsigner = "815f42f1..."
     isv_prod_id = 7
     minimum_isv_svn = 3
+
+Stored reports about EPID quotes are under the root ``"intel-epid"``.
 
 Other entries: ``mrtd`` with ``rtmr0`` to ``rtmr3``, ``attributes`` and ``td_attributes`` (tables
 of ``value`` and ``mask``, 16 and 8 bytes each), ``report_data``, ``debug = false`` (debug enclaves
@@ -31,7 +33,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 
-from cloister.attestation.anchors import INTEL_ROOT_SHA256
+from cloister.attestation.anchors import INTEL_IAS_SHA256, INTEL_ROOT_SHA256
 from cloister.attestation.conditions import (
     Advisories,
     Attributes,
@@ -90,13 +92,14 @@ def _known_status(text: str) -> str:
 
 
 def _fingerprint(text: str) -> str:
-    if text == "intel":
-        return INTEL_ROOT_SHA256
+    if text in _NAMED_ROOTS:
+        return _NAMED_ROOTS[text]
     if len(text) != 64 or set(text.lower()) - set("0123456789abcdef"):
         raise ValueError('expected "intel", or fingerprints (SHA-256) of 64 hexadecimal digits')
     return text.lower()
 
 
+_NAMED_ROOTS = {"intel": INTEL_ROOT_SHA256, "intel-epid": INTEL_IAS_SHA256}
 _STATUSES = ", ".join(TCB_STATUSES)
 _Bytes8 = Annotated[bytes, _hex_of(8)]
 _Bytes16 = Annotated[bytes, _hex_of(16)]

@@ -115,7 +115,7 @@ def authenticate_quote(
     except AttestationError as error:
         work.record_failure(error)
         return Authentication(tuple(work.checks), None, work.simulated)
-    checks = (*work.checks, *_production_checks(evidence))
+    checks = (*work.checks, *production_checks(evidence))
     return Authentication(checks, evidence, evidence.simulated)
 
 
@@ -285,7 +285,8 @@ def _require_same_reading(quote: Quote, claims: dict[str, Any]) -> None:
         raise MalformedQuoteError("the quote is ambiguous: two parsers read it differently")
 
 
-def _production_checks(evidence: Evidence) -> list[Check]:
+def production_checks(evidence: Evidence) -> list[Check]:
+    """Check the attributes that every enclave in production has."""
     report = evidence.sgx
     if report is None:
         tdx = evidence.tdx

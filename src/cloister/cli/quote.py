@@ -5,10 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cloister.cli.trust import FILE, root_option, trust_options
+
+if TYPE_CHECKING:
+    import datetime
+
+    from cloister.attestation import Verdict
+    from cloister.attestation.ias import IasReport
+    from cloister.attestation.policy import Policy
 
 _QUOTE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 
@@ -31,10 +39,12 @@ def show(file: str, as_json: bool) -> None:
     \b
     Example:  cloister quote show quote.bin
     """
-    from cloister.attestation.evidence import quote_dict
+    from cloister.attestation.evidence import epid_dict, quote_dict
+    from cloister.sgx.epid import is_epid, parse_epid_quote
     from cloister.sgx.quote import parse_quote
 
-    facts = quote_dict(parse_quote(_read(file)))
+    data = _read(file)
+    facts = epid_dict(parse_epid_quote(data)) if is_epid(data) else quote_dict(parse_quote(data))
     if as_json:
         click.echo(json.dumps(facts))
         return
@@ -59,6 +69,16 @@ def show(file: str, as_json: bool) -> None:
     "--policy", "policy_file", type=FILE, help="Policy (TOML): which enclave is expected."
 )
 @click.option("--at", metavar="TIME", help="Verify as of this time instead of now.")
+@click.option(
+    "--ias-report",
+    type=FILE,
+    help="EPID: the stored answer of Intel's service, with its headers (curl -i).",
+)
+@click.option(
+    "--ias-signature", type=FILE, help="EPID: signature, if the answer is the body alone."
+)
+@click.option("--ias-certificates", type=FILE, help="EPID: certificates, likewise.")
+@click.option("--ias-nonce", metavar="HEX", help="EPID: the nonce that was sent.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(
     file: str,
@@ -69,6 +89,10 @@ def verify(
     statuses: tuple[str, ...],
     policy_file: Path | None,
     at: str | None,
+    ias_report: Path | None,
+    ias_signature: Path | None,
+    ias_certificates: Path | None,
+    ias_nonce: str | None,
     as_json: bool,
 ) -> None:
     """Verify the quote in FILE (`-`: standard input); print every check and the verdict.
@@ -83,21 +107,60 @@ def verify(
       tcb_status = ["UpToDate"]                # the default
       roots = ["intel"]                        # the default; or SHA-256 of a simulated root
     and also: mrsigner with isv_prod_id and minimum_isv_svn, mrtd, rtmr0 to rtmr3, attributes,
-    advisories, minimum_tcb_date, report_data, [[any]], [[all]].
+    td_attributes, advisories, minimum_tcb_date, report_data, [[any]], [[all]].
+
+    An EPID quote is verified by a report that Intel's service, retired since, gave about it and
+    that was stored then (--ias-report); --root names another service's root. A policy accepts
+    it only with roots = ["intel-epid"].
 
     \b
     Example:  cloister quote verify quote.bin --pccs intel
               cloister quote verify quote.bin --collateral collateral.json --at 2025-06-20
+              cloister quote verify epid.quote --ias-report answer.http --policy policy.toml
     """
     from cloister.attestation.trust import Authenticator
     from cloister.cli.trust import parse_at, quote_policy, trust_from
+    from cloister.sgx.epid import is_epid
+    from cloister.sgx.quote import parse_header
 
     now = parse_at(at)
     policy = quote_policy(policy_file, statuses)
-    authenticator = Authenticator(trust_from(bundles, collaterals, pccs, roots), lambda: now)
-    verdict = authenticator.authenticate(_read(file)).judge(policy)
+    data = _read(file)
+    if ias_report is not None:
+        stored = _stored(ias_report, ias_signature, ias_certificates)
+        verdict = _verify_stored(stored, data, roots, now, policy, ias_nonce)
+    else:
+        if is_epid(data):
+            parse_header(data)  # says why nothing but a stored report can help
+        authenticator = Authenticator(trust_from(bundles, collaterals, pccs, roots), lambda: now)
+        verdict = authenticator.authenticate(data).judge(policy)
     click.echo(json.dumps(verdict.to_dict()) if as_json else verdict.to_text())
     verdict.require()
+
+
+def _stored(report: Path, signature: Path | None, certificates: Path | None) -> IasReport:
+    from cloister.attestation.ias import read_stored
+
+    return read_stored(
+        report.read_bytes(),
+        signature.read_bytes() if signature else None,
+        certificates.read_bytes() if certificates else None,
+    )
+
+
+def _verify_stored(
+    stored: IasReport,
+    data: bytes,
+    roots: tuple[Path, ...],
+    now: datetime.datetime,
+    policy: Policy,
+    nonce: str | None,
+) -> Verdict:
+    from cloister.attestation.anchors import TrustAnchor, intel_ias
+    from cloister.attestation.ias import verify_ias_report
+
+    anchors = [TrustAnchor.from_pem(path.read_bytes()) for path in roots] or [intel_ias()]
+    return verify_ias_report(stored, data, anchors=anchors, now=now, policy=policy, nonce=nonce)
 
 
 @quote.command()

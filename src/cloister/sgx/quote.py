@@ -248,8 +248,10 @@ def parse_header(data: bytes) -> QuoteHeader:
     header = QuoteHeader(**_HEADER.unpack(data[:HEADER_SIZE]))
     if header.version in (1, 2):
         raise UnsupportedQuoteError(
-            f"quote version {header.version} is EPID, whose service its vendor has retired",
-            hint="use DCAP (ECDSA) attestation; it makes quotes of version 3 and above",
+            f"quote version {header.version} is EPID, whose service Intel has retired",
+            hint="use DCAP (ECDSA) attestation, whose quotes are of version 3 and above; a report"
+            " that the service gave in its time can be verified: cloister quote verify"
+            " --ias-report FILE",
         )
     if header.version not in (3, 4, 5):
         raise UnsupportedQuoteError(f"quote version {header.version}, expected 3, 4 or 5")
