@@ -142,6 +142,7 @@ HONOURED = {
     "sgx.trusted_files",
     "sgx.use_exinfo",
     "sys.disallow_subprocesses",
+    "sys.enable_extra_runtime_domain_names_conf",
     "sys.fds",
     "sys.stack",
 }

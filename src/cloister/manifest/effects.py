@@ -19,9 +19,6 @@ WITHOUT_EFFECT: dict[tuple[str, str], str] = {
     ("sys", "brk"): "the kernel could limit it only together with all other private memory",
     ("sys", "insecure__allow_eventfd"): "eventfd always works, inside the enclave alone",
     ("sys", "enable_sigterm_injection"): "SIGTERM always reaches the program",
-    ("sys", "enable_extra_runtime_domain_names_conf"): (
-        "host name and resolver are those that the mounts show"
-    ),
     ("sys", "experimental__enable_flock"): "flock always works",
     ("sys", "debug__mock_syscalls"): "system calls are the kernel's; none is replaced",
     ("sys", "ioctl_structs"): "the kernel knows the layout of its requests",

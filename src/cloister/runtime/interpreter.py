@@ -43,7 +43,7 @@ def place_interpreter(tree: Tree, program: str, directories: Iterable[str] = ())
     for directory in (*directories, *_DIRECTORIES):
         node = _find(tree, posixpath.join("/", directory, posixpath.basename(wanted)))
         if node is not None:
-            tree.place_anywhere(wanted, node, f"the ELF interpreter of {program}")
+            tree.place(wanted, node, f"the ELF interpreter of {program}")
             return
     raise InputError(
         f"{program} needs {wanted} to start (its ELF interpreter), which is not in the file tree",

@@ -29,10 +29,12 @@ from cloister.runtime.environment import arguments, declared, environment
 from cloister.runtime.journal import Journal
 from cloister.runtime.keyring import DEFAULT_KEY, Keyring
 from cloister.runtime.limits import limits_of
+from cloister.runtime.mounts import build_tree, key_of, uri_node
+from cloister.runtime.names import DEFAULT_HOST_NAME, host_name
 from cloister.runtime.policy import DirectRules, EnclaveRules, PathSet, Rules
 from cloister.runtime.sandbox import Plan, Sandbox, harden_this_process
 from cloister.runtime.scene import Scene
-from cloister.runtime.tree import build_tree, key_of, read_node, uri_node
+from cloister.runtime.tree import read_node
 from cloister.runtime.view import View
 
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
@@ -128,12 +130,14 @@ class _Run:
             from cloister.provision.client import without_provisioning
 
             variables = without_provisioning(variables) | secrets
+        extra_names = self._manifest.sys.enable_extra_runtime_domain_names_conf
         plan = Plan(
             executable=self._inside(self._manifest.libos.entrypoint),
             arguments=arguments(self._manifest, self._program.arguments, self._read_uri),
             environment=variables,
             directory=self._manifest.fs.start_dir,
             mounts=self._tree.kernel_mounts,
+            host_name=host_name() if extra_names else DEFAULT_HOST_NAME,
             limits=limits_of(self._manifest, enclave=self._enclave is not None),
         )
         # What is loaded by now stays to the end; the collector need not look at it again.

@@ -35,7 +35,6 @@ from cloister.runtime.supervisor import Supervisor
 from cloister.runtime.tree import ABSENT_FILE, EMPTY_DIRECTORY, HIDDEN, KernelMount
 
 _STAGING = "/tmp"  # noqa: S108  (covered by a mount that only the new namespace sees)
-_HOSTNAME = "localhost"
 _CREDENTIALS = struct.Struct("=iII")  # pid uid gid
 _STATUS = struct.Struct("=cI")  # kind, value
 _EXITED, _NOT_STARTED, _TOLD = b"x", b"e", b"t"
@@ -54,6 +53,7 @@ class Plan:
         environment: its whole environment.
         directory: where it starts.
         mounts: what the kernel mounts over the tree, in order.
+        host_name: name of the machine that it sees.
         limits: what it may have at most.
     """
 
@@ -62,6 +62,7 @@ class Plan:
     environment: dict[str, str]
     directory: str
     mounts: list[KernelMount]
+    host_name: str
     limits: Limits
 
 
@@ -244,7 +245,7 @@ def _run_as_process_one(control: socket.socket) -> NoReturn:
         plan = _receive_plan(control)
         # Only now is the runtime the parent: the process that forked this one has been reaped.
         linux.die_with_parent(signal.SIGKILL)
-        socket.sethostname(_HOSTNAME)
+        socket.sethostname(plan.host_name)
         hidden = os.open(f"{_STAGING}{HIDDEN}", os.O_PATH | os.O_CLOEXEC)
         for mount in plan.mounts:
             _mount(mount, f"/proc/self/fd/{hidden}")
@@ -295,19 +296,28 @@ def _mount(mount: KernelMount, hidden: str) -> None:
         hidden: the tree's hidden directory, by a path that stays valid when procfs covers it.
     """
     target = f"{_STAGING}{mount.path}"
-    safe = linux.MS_NOSUID | linux.MS_NODEV
+    source = f"{hidden}/{mount.source}" if mount.kind == "tree" else mount.source
+    if not os.path.lexists(target):
+        _make_place(target, is_directory=not source or os.path.isdir(source))
     if mount.kind == "tmpfs":
-        os.makedirs(target, exist_ok=True)
-        linux.mount("tmpfs", target, "tmpfs", safe, "mode=1777")
+        mode = "mode=755" if mount.path == "/" else "mode=1777"
+        linux.mount("tmpfs", target, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, mode)
     elif mount.kind == "proc":
         _mount_proc(target, hidden)
     elif mount.kind == "devpts":
         options = "newinstance,ptmxmode=0666,mode=620"
         linux.mount("devpts", target, "devpts", linux.MS_NOSUID | linux.MS_NOEXEC, options)
-    elif mount.kind == "tree":
-        _bind(f"{hidden}/{mount.source}", target)
     else:
-        _bind(mount.source, target)
+        linux.mount(source, target, None, linux.MS_BIND)
+
+
+def _make_place(target: str, *, is_directory: bool) -> None:
+    """Make a mount point where there is none yet: below a tmpfs."""
+    if is_directory:
+        os.makedirs(target)
+    else:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _mount_proc(target: str, hidden: str) -> None:
@@ -330,17 +340,6 @@ def _mount_proc(target: str, hidden: str) -> None:
             continue
         cover = EMPTY_DIRECTORY if os.path.isdir(path) else ABSENT_FILE
         linux.mount(f"{hidden}/{cover}", path, None, linux.MS_BIND)
-
-
-def _bind(source: str, target: str) -> None:
-    """Show ``source`` at ``target`` too; below a tmpfs the place is made first."""
-    if not os.path.lexists(target):
-        if os.path.isdir(source):
-            os.makedirs(target)
-        else:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    linux.mount(source, target, None, linux.MS_BIND)
 
 
 def _listener_from(program: socket.socket) -> int | None:
@@ -398,7 +397,7 @@ def _become_program(control: socket.socket, init: socket.socket, plan: Plan) -> 
         for number in (*FOR_THE_PROGRAM, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         _keep_only_standard_streams()
-        os.chdir(plan.directory)
+        _enter(plan.directory)
         linux.drop_privileges()
         linux.leave_abstract_sockets_of_others()
         filter_of_calls = filter_program(plan.limits)
@@ -412,6 +411,18 @@ def _become_program(control: socket.socket, init: socket.socket, plan: Plan) -> 
         _fail(control, f"{name}: cannot start: {error.strerror}{hint}")
     except ValueError as error:
         _fail(control, f"{plan.executable}: cannot start: {error}")
+
+
+def _enter(directory: str) -> None:
+    """Go where the program starts.
+
+    Raises:
+        ValueError: there is no such directory.
+    """
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        raise ValueError(f"fs.start_dir = {directory}: {error.strerror}") from error
 
 
 def _keep_only_standard_streams() -> None:
