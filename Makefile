@@ -58,13 +58,15 @@ lint: $(TEST)
 	@$(BIN)/mypy
 	@cd examples/pytorch && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml \
 		download-pretrained-model.py networks.py pytorchexample.py
+	@cd examples/two-owners && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml \
+		network.py score.py train.py
 
 bench: $(DEMO)
 	@$(BIN)/python benchmarks/example.py $(ARGS)
 
 clean:
 	@$(MAKE) --no-print-directory -C examples/pytorch clean
-	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis examples/pytorch/.mypy_cache build dist
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis examples/*/.mypy_cache build dist
 	@find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean

@@ -207,6 +207,17 @@ def test_a_template_cannot_bring_its_own_index(template: Path) -> None:
         made(template)
 
 
+def test_keys_with_servers_of_their_own_are_measured(template: Path) -> None:
+    before = made(template).prepared.measurement.mrenclave
+    key = {"name": "a", "servers": "h:1", "ca": "/ca"}
+    with template.open("a") as stream:
+        stream.write("cloister.keys = [{ name = 'a', servers = 'h:1', ca = '/ca' }]\n")
+    assert made(template).prepared.measurement.mrenclave != before
+    document = tomli.loads((template.parent / "app.manifest.sgx").read_text())
+    assert document["cloister"]["keys"] == [key]
+    assert "trusted_index" in document["cloister"]
+
+
 def test_direct_mode_only_renders(template: Path) -> None:
     written = render_only(Rendering(template, {"program": "true"}))
     assert written == template.parent / "app.manifest"

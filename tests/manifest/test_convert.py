@@ -174,6 +174,13 @@ def test_a_signed_manifest_with_index_is_no_source() -> None:
         gramine("cloister.trusted_index.sha256 = '" + "0" * 64 + "'")
 
 
+def test_keys_with_servers_of_their_own_stay_ours() -> None:
+    text = "cloister.keys = [{ name = 'a', servers = 'h:1', ca = '/ca' }]"
+    for convert in (gramine, graphene):
+        with pytest.raises(ManifestError, match=r"m:2: cloister.keys: .* one key server"):
+            convert(text)
+
+
 PATHS = st.sampled_from(["/a", "/b", "/lib", "/usr/lib"])
 DOCUMENTS = st.fixed_dictionaries(
     {"libos": st.just({"entrypoint": "/bin/true"})},

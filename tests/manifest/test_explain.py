@@ -103,6 +103,15 @@ def test_every_insecure_line_says_what_a_host_gains(text: str, key: str, gain: s
     assert f"line 2: {key}: " in printed(explained(text))
 
 
+def test_keys_with_servers_of_their_own() -> None:
+    key = '{ name = "model", servers = "owner.example:4433", ca = "/certs/ca.crt" }'
+    (line,) = explained(f"cloister.keys = [{key}]").reads
+    assert (
+        line
+        == "what the key 'model' opens, which owner.example:4433 may release (CA: /certs/ca.crt)"
+    )
+
+
 def test_idle_keys_of_both_dialects() -> None:
     text = "sgx.enable_stats = true\nsgx.nonpie_binary = true\n"
     assert {(remark.key, remark.line) for remark in explained(text).without_effect} == {
@@ -113,6 +122,7 @@ def test_idle_keys_of_both_dialects() -> None:
 
 # What the runtime, the signer or the platform does something with.
 HONOURED = {
+    "cloister.keys",
     "cloister.trusted_index",
     "fs.insecure__keys",
     "fs.mounts",

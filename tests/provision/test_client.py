@@ -99,7 +99,7 @@ def test_the_default_server() -> None:
 
 def test_lists_of_servers() -> None:
     text = "a:1,b:2;c:3 d.example.org:65535, ;[::1]:4433"
-    assert [str(server) for server in parse_servers(text)] == [
+    assert [str(server) for server in parse_servers(text, "list")] == [
         "a:1",
         "b:2",
         "c:3",
@@ -112,6 +112,14 @@ def test_lists_of_servers() -> None:
 def test_lists_that_name_no_server_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="SECRET_PROVISION_SERVERS"):
         request_of(SECRET_PROVISION_SERVERS=text)
+
+
+def test_a_key_of_the_manifest() -> None:
+    request = ProvisioningRequest.for_key("model", "a:1,b:2", b"ca")
+    assert [str(server) for server in request.servers] == ["a:1", "b:2"]
+    assert (request.key_name, request.ca, request.accepts_hex) == ("model", b"ca", False)
+    with pytest.raises(InputError, match=r"cloister\.keys: model: servers"):
+        ProvisioningRequest.for_key("model", "a", b"ca")
 
 
 def test_both_generations_of_key_variables() -> None:

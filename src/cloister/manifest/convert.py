@@ -40,8 +40,10 @@ def to_gramine(text: ManifestText, is_directory: IsDirectory) -> Converted:
         is_directory: tells whether a normalised URI path is a directory on this machine.
 
     Raises:
-        ManifestError: it is already signed with an index, which Gramine does not know.
+        ManifestError: it is already signed with an index, which Gramine does not know, or keys
+            have servers of their own, for which Gramine has no words.
     """
+    _refuse_keys(text)
     if text.manifest.cloister.trusted_index is not None:
         raise text.problem(
             ("cloister", "trusted_index"),
@@ -62,6 +64,15 @@ def to_gramine(text: ManifestText, is_directory: IsDirectory) -> Converted:
     result.notes += [f"{_dotted(path)} was left out: {why}" for path, why in text.dropped.items()]
     result.document = _renamed(document, "graphene", "gramine")
     return result
+
+
+def _refuse_keys(text: ManifestText) -> None:
+    if text.manifest.cloister.keys:
+        raise text.problem(
+            ("cloister", "keys"),
+            "Graphene and Gramine ask one key server for one key before the program starts",
+            "name one key server: loader.env.SECRET_PROVISION_SERVERS",
+        )
 
 
 def _protected_to_encrypted(manifest: Manifest, document: dict[str, Any]) -> None:
@@ -122,6 +133,7 @@ def to_graphene(text: ManifestText) -> Converted:
     Raises:
         ManifestError: it says something for which Graphene has no words.
     """
+    _refuse_keys(text)
     if text.manifest.cloister.trusted_index is not None:
         raise text.problem(
             ("cloister", "trusted_index"),

@@ -90,6 +90,8 @@ def _reads(manifest: Manifest) -> Iterator[str]:
     if manifest.cloister.trusted_index is not None:
         yield "the files of the signed index, whose content is checked"
     yield from (f"{what}, whose content is checked" for what in _trusted(manifest))
+    for key in manifest.cloister.keys:
+        yield f"what the key {key.name!r} opens, which {key.servers} may release (CA: {key.ca})"
     yield from (f"{place}" for place in _writes(manifest))
 
 

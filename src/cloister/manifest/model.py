@@ -388,10 +388,31 @@ class IndexReference(Table):
     sha256: Sha256
 
 
+class ReleasedKey(Table):
+    """One of ``cloister.keys``: a wrap key with key servers of its own.
+
+    ``servers`` is a list as in ``SECRET_PROVISION_SERVERS``; ``ca`` is the path inside the
+    enclave of the certificates that vouch for them.
+    """
+
+    name: KeyName
+    servers: Annotated[Text, Field(min_length=1)]
+    ca: InsidePath
+
+
 class Extensions(Table):
-    """``cloister``: what the other dialects do not have. The signer writes it."""
+    """``cloister``: what the other dialects do not have. The signer writes ``trusted_index``."""
 
     trusted_index: IndexReference | None = None
+    keys: list[ReleasedKey] = []
+
+    @model_validator(mode="after")
+    def _each_key_once(self) -> Extensions:
+        names = [key.name for key in self.keys]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"key {name!r} is there twice")
+        return self
 
 
 class Manifest(Table):

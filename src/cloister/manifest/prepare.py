@@ -263,4 +263,4 @@ def _with_index(document: Mapping[str, Any], index: bytes) -> dict[str, Any]:
     """Replace the list of trusted files by the digest of the index."""
     sgx = {key: value for key, value in document.get("sgx", {}).items() if key != "trusted_files"}
     reference = {"trusted_index": {"sha256": hashlib.sha256(index).hexdigest()}}
-    return {**document, "sgx": sgx, "cloister": reference}
+    return {**document, "sgx": sgx, "cloister": {**document.get("cloister", {}), **reference}}

@@ -119,13 +119,28 @@ class ProvisioningRequest:
             raise InputError(f"{SET_KEY}: {named!r} is not a key name")
         not_before, not_after = validity_from(environment)
         return cls(
-            servers=parse_servers(environment.get(SERVERS, DEFAULT_SERVERS)),
+            servers=parse_servers(environment.get(SERVERS, DEFAULT_SERVERS), SERVERS),
             ca=read_file(ca_path),
             key_name=DEFAULT_KEY_NAME if graphene else named,
             accepts_hex=graphene,
             not_before=not_before,
             not_after=not_after,
         )
+
+    @classmethod
+    def for_key(cls, name: str, servers: str, ca: bytes) -> ProvisioningRequest:
+        """Return the request for a key of the manifest's ``cloister.keys``.
+
+        Args:
+            name: the wrap key's name.
+            servers: its servers, as in ``SECRET_PROVISION_SERVERS``.
+            ca: certificates that vouch for them, PEM or DER.
+
+        Raises:
+            InputError: a server is malformed.
+        """
+        where = f"cloister.keys: {name}: servers"
+        return cls(servers=parse_servers(servers, where), ca=ca, key_name=name)
 
 
 @dataclasses.dataclass
@@ -174,10 +189,14 @@ def without_provisioning(environment: Mapping[str, str]) -> dict[str, str]:
     return result
 
 
-def parse_servers(text: str) -> tuple[ServerAddress, ...]:
+def parse_servers(text: str, where: str) -> tuple[ServerAddress, ...]:
     """Read a list of ``host:port`` separated by commas, semicolons or spaces.
 
     IPv6 addresses stand in brackets.
+
+    Args:
+        text: the list.
+        where: what errors call it.
 
     Raises:
         InputError: the list is empty, or an item is malformed.
@@ -185,16 +204,16 @@ def parse_servers(text: str) -> tuple[ServerAddress, ...]:
     items = [item for item in re.split(r"[,; ]+", text) if item]
     if not items:
         raise InputError(
-            f"{SERVERS} is empty", hint=f'name at least one server, e.g. "{DEFAULT_SERVERS}"'
+            f"{where} is empty", hint=f'name at least one server, e.g. "{DEFAULT_SERVERS}"'
         )
-    return tuple(_parse_server(item) for item in items)
+    return tuple(_parse_server(item, where) for item in items)
 
 
-def _parse_server(item: str) -> ServerAddress:
+def _parse_server(item: str, where: str) -> ServerAddress:
     try:
         return parse_address(item)
     except InputError as error:
-        raise InputError(f"{SERVERS}: {error.message}") from error
+        raise InputError(f"{where}: {error.message}") from error
 
 
 def parse_address(item: str) -> ServerAddress:
@@ -237,15 +256,18 @@ def fetch_secret(
             return _fetch_from(server, identity, request, timeout)
         except ProvisioningError as error:
             failures.append((server, error))
-    raise _summary(failures)
+    raise _summary(request, failures)
 
 
-def _summary(failures: list[tuple[ServerAddress, CloisterError]]) -> ProvisioningError:
+def _summary(
+    request: ProvisioningRequest, failures: list[tuple[ServerAddress, CloisterError]]
+) -> ProvisioningError:
+    what = "secret" if request.key_name is None else f"key {request.key_name}"
     text = "; ".join(f"{server}: {error.message}" for server, error in failures)
     refusals = [error for _, error in failures if isinstance(error, ProvisioningRefusedError)]
     kind = ProvisioningRefusedError if refusals else ProvisioningError
     hints = [error.hint for _, error in failures if error.hint]
-    return kind(f"no key server released the secret: {text}", hint=hints[0] if hints else None)
+    return kind(f"no key server released the {what}: {text}", hint=hints[0] if hints else None)
 
 
 def _fetch_from(

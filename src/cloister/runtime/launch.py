@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from cloister.errors import InputError
 from cloister.fuse.server import Server
@@ -36,6 +37,9 @@ from cloister.runtime.sandbox import Plan, Sandbox, harden_this_process
 from cloister.runtime.scene import Scene
 from cloister.runtime.tree import read_node
 from cloister.runtime.view import View
+
+if TYPE_CHECKING:
+    from cloister.provision.client import ProvisioningRequest
 
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 
@@ -149,26 +153,45 @@ class _Run:
             return sandbox.result(self._journal.limit)
 
     def _provision(self, settings: dict[str, str]) -> dict[str, str]:
-        """Fetch a secret if the manifest asks for one; return variables for the program."""
+        """Fetch the secrets that the manifest asks for; return variables for the program."""
         if self._enclave is None:
             return {}
-        from cloister.provision.client import SET_KEY, ProvisioningRequest, fetch_secret
+        from cloister.provision.client import SET_KEY, ProvisioningRequest
 
-        request = ProvisioningRequest.from_environment(settings, self._read_inside)
-        if request is None:
-            return {}
-        if request.key_name is not None and request.key_name not in self._keys:
+        asked = ProvisioningRequest.from_environment(settings, self._read_inside)
+        requests = [] if asked is None else [(SET_KEY, asked)]
+        for key in self._manifest.cloister.keys:
+            if asked is not None and asked.key_name == key.name:
+                raise InputError(f"key {key.name}: both {SET_KEY} and cloister.keys ask for it")
+            ca = self._read_inside(key.ca)
+            request = ProvisioningRequest.for_key(key.name, key.servers, ca)
+            requests.append(("cloister.keys", request))
+        for where, request in requests:
+            self._require_mount(where, request.key_name)
+        variables: dict[str, str] = {}
+        for _, request in requests:
+            variables |= self._fetch(self._enclave, request)
+        return variables
+
+    def _require_mount(self, where: str, name: str | None) -> None:
+        if name is not None and name not in self._keys:
             raise InputError(
-                f'{SET_KEY}: no encrypted mount uses a key named "{request.key_name}"',
-                hint=f'fs.mounts entries of type "encrypted" with key_name = "{request.key_name}"',
+                f'{where}: no encrypted mount uses a key named "{name}"',
+                hint=f'fs.mounts entries of type "encrypted" with key_name = "{name}"',
             )
-        provisioned = fetch_secret(self._enclave, request)
+
+    def _fetch(self, enclave: Enclave, request: ProvisioningRequest) -> dict[str, str]:
+        """Let a key server release one secret; each gets a certificate with a key of its own."""
+        from cloister.provision.client import fetch_secret
+
+        provisioned = fetch_secret(enclave, request)
         try:
             if provisioned.key_name is not None and provisioned.key is not None:
                 self._keys.set(provisioned.key_name, provisioned.key)
         finally:
             provisioned.wipe()
-        self._journal.note(f"key released by {provisioned.server}")
+        what = f"key {request.key_name}" if request.key_name else "secret"
+        self._journal.note(f"{what} released by {provisioned.server}")
         return provisioned.environment
 
     def _inside(self, path: str) -> str:
