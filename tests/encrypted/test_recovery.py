@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import struct
 from pathlib import Path
 
@@ -78,7 +80,7 @@ def test_an_interrupted_write_of_gramine_is_undone(
     file.close()
     if writable:
         assert not path.read_bytes()[58] & 1
-        recovery_path(path).unlink()
+        assert not recovery_path(path).exists()
         file = EncryptedFile.open_path(path, KEY, PATH, writable=False)
         assert file.read(0, file.size) == OLD
         file.close()
@@ -163,6 +165,52 @@ def test_a_link_in_place_of_the_recovery_file_is_not_followed(tmp_path: Path) ->
     with pytest.raises(OSError, match="symbolic links"):
         EncryptedFile.open_path(path, KEY, PATH, writable=True)
     assert path.read_bytes() == main
+
+
+@pytest.mark.parametrize("beside", ["the file", "the link"])
+def test_a_file_reached_by_a_link_is_recovered_under_either_name(
+    tmp_path: Path, beside: str
+) -> None:
+    """Gramine puts the recovery file beside the link, we beside the file."""
+    main, log = crash_as_gramine_does(random.Random(4), 0.5)
+    path, link = tmp_path / "sub" / PATH, tmp_path / "link"
+    path.parent.mkdir()
+    path.write_bytes(main)
+    link.symlink_to(path)
+    recovery_path(path if beside == "the file" else link).write_bytes(log)
+    for writable in (False, True):
+        file = EncryptedFile.open_path(link, KEY, PATH, writable=writable)
+        assert file.read(0, file.size) == OLD
+        file.close()
+    assert sorted(tmp_path.rglob("*")) == [link, path.parent, path]
+
+
+def test_a_crash_behind_a_link_is_undone_by_the_file_s_own_name(tmp_path: Path) -> None:
+    path, link = tmp_path / PATH, tmp_path / "elsewhere" / "link"
+    link.parent.mkdir()
+    path.write_bytes(encrypt(OLD, KEY, PATH))
+    link.symlink_to(path)
+    child = os.fork()
+    if child == 0:
+        file = EncryptedFile.open_path(link, KEY, PATH, writable=True)
+        file.write(0, NEW)
+        file._nodes.seal()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    file = EncryptedFile.open_path(path, KEY, PATH, writable=True)
+    assert file.read(0, file.size) == OLD
+    file.close()
+    assert list(link.parent.iterdir()) == [link]
+
+
+def test_a_recovery_file_goes_when_it_has_done_its_work(tmp_path: Path) -> None:
+    """What the old key opens must not lie beside a file that has a new key."""
+    main, log = crash_as_gramine_does(random.Random(4), 0.5)
+    path = tmp_path / PATH
+    path.write_bytes(main)
+    recovery_path(path).write_bytes(log)
+    assert whole.rekey(path, KEY, bytes(16))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_recover_says_whether_there_was_something_to_do(tmp_path: Path) -> None:

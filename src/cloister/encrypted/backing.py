@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import os
@@ -54,7 +55,7 @@ class RecoveryStore(Protocol):
         """Return a new, empty recovery file whose name survives a power loss."""
 
     def remove(self) -> None:
-        """Remove what :meth:`create` made, if it is still there."""
+        """Remove what :meth:`open` or :meth:`create` returned, if it is still there."""
 
 
 class MemoryBacking:
@@ -200,6 +201,7 @@ class FileBacking:
             backing.pwrite(0, content)
             backing.fsync()
             link_open_file(descriptor, temporary, path)
+            sync_directory(path.parent)
         except BaseException:
             backing.close()
             raise
@@ -309,14 +311,14 @@ class FileRecoveryStore:
     """The recovery file of a host file: its name with ``.gramine.recovery`` behind it.
 
     Args:
-        path: the recovery file.
+        places: the recovery file, and other names that an existing one may have.
         main: the file that it protects.
     """
 
-    def __init__(self, path: Path, main: FileBacking) -> None:
-        self._path = path
+    def __init__(self, places: Sequence[Path], main: FileBacking) -> None:
+        self._places = places
         self._main = main
-        self._made: FileBacking | None = None
+        self._mine: tuple[Path, os.stat_result] | None = None
 
     def needed(self) -> bool:
         """Tell whether the file still has a name."""
@@ -324,28 +326,30 @@ class FileRecoveryStore:
 
     def open(self) -> FileBacking | None:
         """Open the existing recovery file; a symbolic link there is not followed."""
-        try:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-            return FileBacking(os.open(self._path, flags))
-        except FileNotFoundError:
-            return None
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        for place in self._places:
+            with contextlib.suppress(FileNotFoundError):
+                return self._own(place, os.open(place, flags))
+        return None
 
     def create(self) -> FileBacking:
         """Return a new file; one that lies there already belongs to no write any more."""
-        self._path.unlink(missing_ok=True)
+        place = self._places[0]
+        place.unlink(missing_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._made = FileBacking(os.open(self._path, flags, 0o600))
-        sync_directory(self._path.parent)
-        return self._made
+        log = self._own(place, os.open(place, flags, 0o600))
+        sync_directory(place.parent)
+        return log
+
+    def _own(self, place: Path, descriptor: int) -> FileBacking:
+        self._mine = place, os.fstat(descriptor)
+        return FileBacking(descriptor)
 
     def remove(self) -> None:
         """Remove the file, unless another one has taken its name since."""
-        if self._made is None:
+        if self._mine is None:
             return
-        mine, self._made = os.fstat(self._made.fileno()), None
-        try:
-            there = self._path.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            return
-        if (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):
-            self._path.unlink()
+        (place, mine), self._mine = self._mine, None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(place.stat(follow_symlinks=False), mine):
+                place.unlink()

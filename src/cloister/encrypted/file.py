@@ -60,7 +60,7 @@ class EncryptedFile(EncryptedContent):
         """
         path = Path(host_path)
         main = FileBacking.open(path, writable=writable)
-        store = FileRecoveryStore(recovery_path(path), main)
+        store = FileRecoveryStore(recovery_paths(path), main)
         try:
             return cls.open(
                 main,
@@ -98,7 +98,7 @@ class EncryptedFile(EncryptedContent):
         metadata = EMPTY_METADATA._replace(path=checks.encode_path(embedded_path))
         node0 = seal_metadata(metadata, key, keys.nonce(), version)
         main = FileBacking.create(path, node0, mode)
-        store = FileRecoveryStore(recovery_path(path), main)
+        store = FileRecoveryStore(recovery_paths(path), main)
         journal = UndoJournal(main, store, name=str(path), node0=node0, host_nodes=1)
         return cls(main, key, metadata, name=str(path), journal=journal, keys=keys, version=version)
 
@@ -203,7 +203,7 @@ class EncryptedFile(EncryptedContent):
 
         journal.move(
             self._sealed_node0(encoded),
-            FileRecoveryStore(recovery_path(new), main),
+            FileRecoveryStore(recovery_paths(new), main),
             rename=lambda: rename(old, new),
             sync_names=sync_names,
         )
@@ -224,8 +224,18 @@ def _finish_interrupted_write(path: Path, key: bytes) -> None:
         EncryptedFile.open_path(path, key, None, writable=True).close()
 
 
+def recovery_paths(host_path: Path) -> list[Path]:
+    """Return where the recovery file of ``host_path`` is made, and where one may lie already.
+
+    A file that is reached by a symbolic link has its recovery file where all who reach it look:
+    beside itself. Gramine's lies beside the link.
+    """
+    named = recovery_path(host_path)
+    return [recovery_path(host_path.resolve()), named] if host_path.is_symlink() else [named]
+
+
 def recovery_path(host_path: Path) -> Path:
-    """Return where the recovery file of ``host_path`` lies, as Gramine names it.
+    """Return the name of the recovery file of ``host_path``, as Gramine gives it.
 
     Where that name would be longer than a file system permits, a digest stands for the file's name.
     """

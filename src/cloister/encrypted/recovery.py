@@ -159,6 +159,7 @@ def undo(main: Backing, store: RecoveryStore, wrap_key: bytes, name: str) -> Non
         start, end = PENDING_MARK.offset, PENDING_MARK.end
         main.pwrite(start, state.node0[start:end])
         main.fsync()
+        store.remove()
     finally:
         state.log.close()
 
