@@ -95,7 +95,7 @@ def test_a_killed_process_leaves_nothing_or_what_leftovers_finds(
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert path.read_bytes() == b"old"
-    assert len(files.leftovers(path)) == (either_way == "named")
+    assert len(files.leftovers([path])) == (either_way == "named")
     assert len(list(tmp_path.iterdir())) == 2 + (either_way == "named")
 
 

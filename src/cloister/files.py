@@ -6,11 +6,13 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 from cloister.errors import InputError
+
+_TEMPORARY = re.compile(r"(?P<stem>.*)[0-9a-f]{12}\.tmp", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -103,11 +105,17 @@ def _temporary_stem(path: Path) -> str:
     return os.fsdecode(b"." + os.fsencode(path.name)[:200] + b".")
 
 
-def leftovers(path: Path) -> list[Path]:
-    """Return temporary files that killed processes left when they wrote ``path``."""
-    stem = re.escape(_temporary_stem(path))
-    pattern = re.compile(stem + r"[0-9a-f]{12}\.tmp", re.DOTALL)
-    return [entry for entry in path.parent.iterdir() if pattern.fullmatch(entry.name)]
+def leftovers(paths: Iterable[Path]) -> list[Path]:
+    """Return temporary files that killed processes left when they wrote ``paths``."""
+    stems: dict[Path, set[str]] = {}
+    for path in paths:
+        stems.setdefault(path.parent, set()).add(_temporary_stem(path))
+    return [
+        entry
+        for directory, wanted in stems.items()
+        for entry in directory.iterdir()
+        if (match := _TEMPORARY.fullmatch(entry.name)) and match["stem"] in wanted
+    ]
 
 
 def link_open_file(descriptor: int, temporary: Path | None, target: Path) -> None:

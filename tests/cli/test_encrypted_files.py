@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -368,3 +369,101 @@ def test_a_failing_disk_is_one_line_and_no_output(work: Path) -> None:
         "plain/sub/b.bin",
         "wrap-key",
     ]
+
+
+# --- Trees as they are ---------------------------------------------------------------------------
+
+
+def test_empty_directories_go_there_and_back(work: Path) -> None:
+    (work / "plain/void/deeper").mkdir(parents=True)
+    assert run(["encrypt", "-k", "wrap-key", "plain", "encrypted"]) == 0
+    assert (work / "encrypted/void/deeper").is_dir()
+    assert run(["decrypt", "-k", "wrap-key", "encrypted", "results"]) == 0
+    assert (work / "results/void/deeper").is_dir()
+    assert tree(work / "results") == tree(work / "plain")
+
+
+def call_without_override(*arguments: str) -> tuple[int, str]:
+    """Run the command as somebody whom permissions bind, even if that is root."""
+    obedient = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    words = [*(obedient if os.geteuid() == 0 else ()), *CLOISTER, *arguments]
+    done = subprocess.run(words, capture_output=True, check=False)
+    return done.returncode, done.stderr.decode()
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv (util-linux)")
+def test_a_directory_that_cannot_be_read_does_not_stop_the_rest(work: Path) -> None:
+    for mode, name in ((0o000, "closed"), (0o400, "listed")):
+        (work / "plain" / name).mkdir()
+        (work / "plain" / name / "file").write_bytes(b"x")
+        (work / "plain" / name).chmod(mode)
+    code, said = call_without_override("encrypt", "-k", "wrap-key", "plain", "encrypted")
+    assert code == 1
+    assert "plain/closed: Permission denied" in said
+    assert "plain/listed/file: Permission denied" in said
+    assert set(tree(work / "encrypted")) == {"a.txt", "sub/b.bin", "empty"}
+    (work / "encrypted/closed").mkdir(mode=0o000, exist_ok=True)
+    code, said = call_without_override("verify", "-k", "wrap-key", "encrypted")
+    assert code == 3
+    assert "encrypted/closed: Permission denied" in said
+    for name in ("closed", "listed"):
+        (work / "plain" / name).chmod(0o700)
+
+
+def test_what_is_left_out_is_named_with_the_reason(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work / "plain/loop").symlink_to("sub")
+    (work / "plain/broken").symlink_to("nowhere")
+    os.mkfifo(work / "plain/pipe")
+    assert run(["encrypt", "-k", "wrap-key", "plain", "encrypted"]) == 0
+    said = capsys.readouterr().err
+    assert "plain/loop: a link to a directory" in said
+    assert "plain/broken: a link to nothing" in said
+    assert "plain/pipe: neither file nor directory" in said
+
+
+def test_rekey_goes_through_links_and_does_each_file_once(work: Path) -> None:
+    run(["encrypt", "-k", "wrap-key", "plain", "encrypted"])
+    run(["key", "new", "new-key"])
+    (work / "outside").write_bytes(encrypt_bytes(b"outside", work / "wrap-key", "outside"))
+    (work / "encrypted/link").symlink_to("a.txt")
+    (work / "encrypted/far").symlink_to(work / "outside")
+    code, output, _ = call("rekey", "-k", "wrap-key", "--new-key", "new-key", "encrypted")
+    assert (code, output) == (0, b"4 files under the new key\n")
+    assert (work / "encrypted/link").is_symlink()
+    assert (work / "encrypted/far").is_symlink()
+    assert decrypt_bytes((work / "outside").read_bytes(), work / "new-key") == b"outside"
+
+
+def test_names_that_a_terminal_would_obey_are_shown_as_escapes(work: Path) -> None:
+    strange = os.fsdecode(b"red\x1b[31m\nall good\xff")
+    (work / "plain" / strange).write_bytes(b"x")
+    code, _, said = call("verify", "-k", "wrap-key", "plain")
+    assert code == 3
+    assert "plain/red\\x1b[31m\\nall good\\udcff: not an encrypted file" in said
+    (work / strange).write_bytes(b"x")
+    code, _, said = call("decrypt", "-k", "wrap-key", strange, "out")
+    assert code == 2
+    assert "red\\x1b[31m\\nall good\\udcff" in said
+    sealed = encrypt_bytes(b"x", work / "wrap-key", strange)
+    (work / strange).write_bytes(sealed)
+    code, output, _ = call("inspect", "-k", "wrap-key", strange)
+    assert code == 0
+    assert output.count(b"red\\x1b[31m\\nall good\\udcff\n") == 2  # its name and its path
+    marked = bytearray(sealed)
+    marked[58] |= 1
+    (work / strange).write_bytes(marked)
+    code, output, _ = call("recover", "-k", "wrap-key", strange)
+    assert code == 0
+    assert b"good\\udcff: put back" in output
+
+
+def test_standard_input_is_read_from_where_it_stands(work: Path) -> None:
+    (work / "file").write_bytes(b"header" + b"b" * 10_000)
+    with (work / "file").open("rb", buffering=0) as stream:
+        stream.read(6)
+        subprocess.run(
+            [*CLOISTER, "encrypt", "-k", "wrap-key", "-", "out"], stdin=stream, check=True
+        )
+    assert decrypt_bytes((work / "out").read_bytes(), work / "wrap-key") == b"b" * 10_000

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cloister.cli.progress import on_terminal, progress
+from cloister.cli.progress import on_terminal, printable, progress
 from cloister.errors import CloisterError
 
 if TYPE_CHECKING:
     from cloister.encrypted.bulk import Advance
+    from cloister.encrypted.trees import Found, Plan
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -61,27 +62,36 @@ def work_through(
     return answers
 
 
-def report(paths: Sequence[Path], answers: Sequence[object], skipped: Sequence[Path] = ()) -> int:
-    """Name every file with which it did not work; return the exit code.
+def report(
+    paths: Sequence[Path], answers: Sequence[object], found: Found | Plan | None = None
+) -> int:
+    """Name everything with which it did not work; return the exit code.
 
     The code is 3 if anything was refused, else 2 if any input was wrong, else 1.
+
+    Args:
+        paths: the files.
+        answers: the result or the error of each.
+        found: where they come from, for what was skipped or could not be looked at.
     """
-    for path in skipped:
-        print(f"cloister: skipped: {path}: neither file nor directory", file=sys.stderr)
-    failed = [
+    for path, reason in found.skipped if found else ():
+        print(printable(f"cloister: skipped: {path}: {reason}"), file=sys.stderr)
+    failed: list[tuple[Path, CloisterError | OSError]] = [*(found.failed if found else ())]
+    unseen = len(failed)
+    failed += [
         (path, answer)
         for path, answer in zip(paths, answers, strict=True)
         if isinstance(answer, (CloisterError, OSError))
     ]
     hints: dict[str, None] = {}
     for path, error in failed:
-        print(f"cloister: error: {describe(path, error)}", file=sys.stderr)
+        print(printable(f"cloister: error: {describe(path, error)}"), file=sys.stderr)
         if isinstance(error, CloisterError) and error.hint:
             hints[error.hint] = None
     for hint in hints:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(printable(f"hint: {hint}"), file=sys.stderr)
     if len(failed) > 1:
-        print(f"cloister: {len(failed)} of {len(paths)} files failed", file=sys.stderr)
+        print(f"cloister: {len(failed)} of {len(paths) + unseen} files failed", file=sys.stderr)
     return max((exit_code(error) for _, error in failed), default=0)
 
 

@@ -73,22 +73,18 @@ def _files(
 ) -> int:
     from cloister.encrypted import trees, whole
 
-    pairs, skipped = trees.pair(sources, target)
-    several = len(sources) > 1 or sources[0].is_dir()
+    plan = trees.pair(sources, target)
 
     def operate(index: int, jobs: int, advance: Advance) -> None:
-        each = pairs[index]
-        if several:
-            each.target.parent.mkdir(parents=True, exist_ok=True)
+        each = plan.pairs[index]
         expected = whole.Expected.of(each.relative, embedded, any_path=any_path)
         whole.decrypt(each.source, each.target, key, expected, jobs=jobs, advance=advance)
 
-    if several:
-        target.mkdir(parents=True, exist_ok=True)
-    paths = [each.source for each in pairs]
-    code = report(paths, work_through("Decrypting", paths, operate, jobs=jobs), skipped)
+    trees.make_directories(plan)
+    paths = [each.source for each in plan.pairs]
+    code = report(paths, work_through("Decrypting", paths, operate, jobs=jobs), plan)
     if code == 0:
-        say(f"{counted(len(pairs))} decrypted to {target}")
+        say(f"{counted(len(plan.pairs))} decrypted to {target}")
     return code
 
 

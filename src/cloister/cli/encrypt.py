@@ -90,7 +90,7 @@ def _files(
     from cloister.encrypted import trees, whole
     from cloister.encrypted.paths import normalise
 
-    pairs, skipped = trees.pair(sources, target)
+    plan = trees.pair(sources, target)
     several = len(sources) > 1 or sources[0].is_dir()
 
     def path_of(each: trees.Pair) -> str:
@@ -100,9 +100,7 @@ def _files(
         return normalise(f"{embedded}/{below}")
 
     def operate(index: int, jobs: int, advance: Advance) -> None:
-        each = pairs[index]
-        if several:
-            each.target.parent.mkdir(parents=True, exist_ok=True)
+        each = plan.pairs[index]
         whole.encrypt(
             each.source,
             each.target,
@@ -113,12 +111,11 @@ def _files(
             advance=advance,
         )
 
-    if several:
-        target.mkdir(parents=True, exist_ok=True)
-    paths = [each.source for each in pairs]
-    code = report(paths, work_through("Encrypting", paths, operate, jobs=jobs), skipped)
+    trees.make_directories(plan)
+    paths = [each.source for each in plan.pairs]
+    code = report(paths, work_through("Encrypting", paths, operate, jobs=jobs), plan)
     if code == 0:
-        say(f"{counted(len(pairs))} encrypted to {target}")
+        say(f"{counted(len(plan.pairs))} encrypted to {target}")
     return code
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from cloister.cli.batch import ANY, report
+from cloister.cli.progress import printable
 from cloister.errors import CloisterError
 
 
@@ -55,12 +56,12 @@ def _print(facts: dict[str, Any]) -> None:
     system = {1: "Graphene", 2: "Gramine"}[facts["version"]]
     pending = "was interrupted: cloister recover" if facts["pending_write"] else "none unfinished"
     size, path = facts["content_size"], facts["embedded_path"]
-    click.echo(facts["file"])
+    click.echo(printable(facts["file"]))
     for name, value in (
         ("version", f"{facts['version']} ({system})"),
         ("encrypted size", f"{facts['host_size']} bytes"),
         ("content size", known if size is None else f"{size} bytes"),
-        ("embedded path", known if path is None else path),
+        ("embedded path", known if path is None else printable(path)),
         ("key", fits),
         ("write", pending),
     ):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import click
 
 from cloister import __version__
+from cloister.cli.progress import printable
 from cloister.errors import CloisterError
 
 
@@ -134,7 +135,7 @@ def run_command(
         if debug:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"{name}: error: {where}{error.strerror or error}", file=sys.stderr)
+        print(printable(f"{name}: error: {where}{error.strerror or error}"), file=sys.stderr)
         return 1
     return result if isinstance(result, int) else 0
 
@@ -150,7 +151,7 @@ def _wants_traceback(arguments: list[str]) -> bool:
 
 
 def _report(error: CloisterError, name: str) -> int:
-    print(f"{name}: error: {error.message}", file=sys.stderr)
+    print(printable(f"{name}: error: {error.message}"), file=sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        print(printable(f"hint: {error.hint}"), file=sys.stderr)
     return error.exit_code

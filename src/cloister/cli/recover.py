@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cloister.cli.batch import ANY, counted, jobs_option, key_option, report, work_through
+from cloister.cli.progress import printable
 
 if TYPE_CHECKING:
     from cloister.encrypted.bulk import Advance
@@ -33,16 +34,16 @@ def recover(paths: tuple[Path, ...], key_file: Path, jobs: int | None) -> int:
 
     key = read_wrap_key(key_file)
     found = trees.find(paths)
-    files = [path for path, _ in found.files]
+    files = trees.in_place(found)
 
     def operate(index: int, jobs: int, advance: Advance) -> bool:
         return whole.recover(files[index], key)
 
     answers = work_through("Recovering", files, operate, jobs=jobs)
-    code = report(files, answers, found.skipped)
+    code = report(files, answers, found)
     for path, answer in zip(files, answers, strict=True):
         if answer is True:
-            click.echo(f"{path}: put back to its last complete state")
+            click.echo(printable(f"{path}: put back to its last complete state"))
     complete = sum(answer is False for answer in answers)
     click.echo(f"{counted(complete)} needed nothing")
     return code

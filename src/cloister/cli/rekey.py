@@ -37,13 +37,14 @@ def rekey(paths: tuple[Path, ...], key_file: Path, new_file: Path, jobs: int | N
     if old == new:
         raise InputError(f"{new_file}: holds the same key as {key_file}")
     found = trees.find(paths)
-    files = [path for path, _ in found.files]
+    files = trees.in_place(found)
 
     def operate(index: int, jobs: int, advance: Advance) -> bool:
         return whole.rekey(files[index], old, new, jobs=jobs, advance=advance)
 
+    whole.remove_leftovers(files)
     answers = work_through("Rekeying", files, operate, jobs=jobs)
-    code = report(files, answers, found.skipped)
+    code = report(files, answers, found)
     done = sum(answer is True for answer in answers)
     before = sum(answer is False for answer in answers)
     had = f"; {counted(before)} had the new key already" if before else ""

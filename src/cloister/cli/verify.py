@@ -66,7 +66,7 @@ def verify(
             for path, answer in zip(files, answers, strict=True)
         ]
         click.echo(json.dumps(verdicts, indent=2))
-    bad = report(files, answers, found.skipped) != 0
+    bad = report(files, answers, found) != 0
     if not bad and not as_json:
         click.echo(f"{counted(len(files))} good")
     return 3 if bad else 0

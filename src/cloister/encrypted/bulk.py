@@ -85,7 +85,7 @@ def encrypt(
     """Encrypt a whole file or stream into a new file.
 
     Args:
-        source: descriptor of the plaintext; a regular file is read from its start.
+        source: descriptor of the plaintext, read from where it stands.
         target: the new file, empty.
         wrap_key: 16 bytes.
         embedded_path: the path the result is bound to.
@@ -98,7 +98,7 @@ def encrypt(
         CloisterError: the source shrank meanwhile, or the path cannot be embedded.
         OSError: reading or writing failed.
     """
-    size = _regular_size(source)
+    size = _size_from_start(source)
     if size:
         encrypt_from(
             lambda offset, buffer: _pread_full(source, buffer, offset),
@@ -117,10 +117,11 @@ def encrypt(
     content.flush()
 
 
-def _regular_size(descriptor: int) -> int:
-    """Return the size of a regular file, 0 for anything else."""
+def _size_from_start(descriptor: int) -> int:
+    """Return the size of a regular file that stands at its start, 0 for anything else."""
     status = os.fstat(descriptor)
-    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+    regular = stat.S_ISREG(status.st_mode)
+    return status.st_size if regular and os.lseek(descriptor, 0, os.SEEK_CUR) == 0 else 0
 
 
 def _append_stream(

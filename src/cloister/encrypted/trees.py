@@ -25,18 +25,33 @@ class Pair(NamedTuple):
     relative: str
 
 
-class Found(NamedTuple):
-    """Files, and entries that are neither files nor directories."""
-
-    files: list[tuple[Path, str]]
-    skipped: list[Path]
-
-
 class Failure(NamedTuple):
-    """A file with which it did not work."""
+    """A file or directory with which it did not work."""
 
     path: Path
     error: CloisterError | OSError
+
+
+class Found(NamedTuple):
+    """What lies below the names that were given.
+
+    ``files`` with their paths below the directory that was named; ``directories`` below it, by the
+    same paths; ``skipped`` with the reason; ``failed`` could not be looked at.
+    """
+
+    files: list[tuple[Path, str]]
+    directories: list[str]
+    skipped: list[tuple[Path, str]]
+    failed: list[Failure]
+
+
+class Plan(NamedTuple):
+    """Files to be made, and the directories for them; the rest as in :class:`Found`."""
+
+    pairs: list[Pair]
+    directories: list[Path]
+    skipped: list[tuple[Path, str]]
+    failed: list[Failure]
 
 
 def find(paths: Iterable[Path]) -> Found:
@@ -45,13 +60,10 @@ def find(paths: Iterable[Path]) -> Found:
     Recovery files and leftovers of interrupted commands below a directory are left out; links to
     directories are skipped.
 
-    Returns:
-        each file with its path below the directory, or its name.
-
     Raises:
         InputError: one of ``paths`` does not exist.
     """
-    found = Found([], [])
+    found = Found([], [], [], [])
     for path in paths:
         if path.is_dir():
             _walk(path, found)
@@ -64,50 +76,78 @@ def find(paths: Iterable[Path]) -> Found:
 
 def _walk(top: Path, found: Found) -> None:
     def refuse(error: OSError) -> None:
-        raise error
+        found.failed.append(Failure(Path(error.filename), error))
 
     for folder, directories, names in os.walk(top, onerror=refuse):
         directories.sort()
         here = Path(folder)
-        found.skipped.extend(here / name for name in directories if (here / name).is_symlink())
+        found.directories.append(here.relative_to(top).as_posix())
+        found.skipped.extend(
+            (here / name, "a link to a directory, which is not followed")
+            for name in directories
+            if (here / name).is_symlink()
+        )
         for name in sorted(filter(holds_content, names)):
             path = here / name
-            if path.is_file():
-                found.files.append((path, path.relative_to(top).as_posix()))
-            else:
-                found.skipped.append(path)
+            try:
+                if path.is_file():
+                    found.files.append((path, path.relative_to(top).as_posix()))
+                else:
+                    found.skipped.append((path, _why_not(path)))
+            except OSError as error:
+                found.failed.append(Failure(path, error))
 
 
-def pair(sources: Sequence[Path], target: Path) -> tuple[list[Pair], list[Path]]:
+def _why_not(path: Path) -> str:
+    return "a link to nothing" if path.is_symlink() else "neither file nor directory"
+
+
+def in_place(found: Found) -> list[Path]:
+    """Return the files that are to be changed where they lie, each once whatever links to it."""
+    places: dict[Path, Path] = {}
+    for path, _ in found.files:
+        places.setdefault(path.resolve(), path)
+    return list(places.values())
+
+
+def pair(sources: Sequence[Path], target: Path) -> Plan:
     """Say which file becomes which.
 
     One file becomes ``target``, or ``target/NAME`` if that is a directory. The files of one
     directory keep their places below ``target``. Of several sources each keeps its own name below
     ``target``.
 
-    Returns:
-        the pairs, and the entries that are neither files nor directories.
-
     Raises:
         InputError: a source does not exist, two files would become one, or a directory would be
             written into itself.
     """
     if len(sources) == 1 and not sources[0].is_dir():
-        found = find(sources)
+        find(sources)
         into = target / sources[0].name if target.is_dir() else target
-        return _checked([Pair(sources[0], into, sources[0].name)]), found.skipped
+        return Plan(_checked([Pair(sources[0], into, sources[0].name)]), [], [], [])
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file; several files need a directory")
-    pairs: list[Pair] = []
-    skipped: list[Path] = []
+    plan = Plan([], [target], [], [])
     for source in sources:
         below = target if len(sources) == 1 or not source.is_dir() else target / source.name
         if source.is_dir():
             _refuse_nesting(source, target)
         found = find([source])
-        pairs += [Pair(path, below / relative, relative) for path, relative in found.files]
-        skipped += found.skipped
-    return _checked(pairs), skipped
+        plan.pairs.extend(Pair(path, below / relative, relative) for path, relative in found.files)
+        plan.directories.extend(below / relative for relative in found.directories)
+        plan.skipped.extend(found.skipped)
+        plan.failed.extend(found.failed)
+    _checked(plan.pairs)
+    return plan
+
+
+def make_directories(plan: Plan, mode: int = 0o777) -> None:
+    """Make the directories of a plan; what cannot be made joins its failures."""
+    for directory in plan.directories:
+        try:
+            directory.mkdir(mode, parents=True, exist_ok=True)
+        except OSError as error:
+            plan.failed.append(Failure(directory, error))
 
 
 def _refuse_nesting(source: Path, target: Path) -> None:
@@ -171,11 +211,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0  # the operation itself will say what is wrong
-
-
-def failures(paths: Sequence[Path], answers: Iterable[tuple[int, object]]) -> list[Failure]:
-    """Return the files with which it did not work, in the order of ``paths``."""
-    failed = [
-        (index, answer) for index, answer in answers if isinstance(answer, (CloisterError, OSError))
-    ]
-    return [Failure(paths[index], error) for index, error in sorted(failed, key=lambda f: f[0])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, TypeAlias
 
@@ -14,7 +14,7 @@ from cloister.encrypted.backing import FileBacking
 from cloister.encrypted.bulk import Advance
 from cloister.encrypted.constants import GRAMINE_VERSION, NODE_SIZE
 from cloister.encrypted.content import EncryptedContent
-from cloister.encrypted.file import EncryptedFile, recovery_path
+from cloister.encrypted.file import EncryptedFile, recovery_paths
 from cloister.encrypted.layout import parse_header
 from cloister.encrypted.paths import normalise, same_name
 from cloister.encrypted.recovery import clear_mark
@@ -68,8 +68,8 @@ class Expected(NamedTuple):
             raise RenamedError(
                 f"{content.name}: encrypted for another path: expected one that ends in "
                 f"{self.ending!r}, found {found!r}",
-                hint=f"if you renamed it yourself: --as {shlex.quote(found)} (or --any-path for a "
-                "whole tree); if not, files were exchanged",
+                hint="if you renamed it yourself: --any-path (or, to decrypt one file, --as "
+                f"{shlex.quote(found)}); if not, files were exchanged",
             )
 
 
@@ -264,8 +264,6 @@ def rekey(
     Raises:
         CloisterError, OSError: it could not be done; the file is as it was.
     """
-    for leftover in leftovers(path):
-        leftover.unlink()
     try:
         EncryptedFile.open_path(path, new, None, writable=False).close()
     except WrongKeyError:
@@ -275,7 +273,7 @@ def rekey(
     # Opened for writing, so that nobody else writes meanwhile.
     with contextlib.closing(EncryptedFile.open_path(path, old, None, writable=True)) as file:
         mode = stat.S_IMODE(path.stat().st_mode)
-        with _ciphertext(path, mode) as output:
+        with _ciphertext(path.resolve(), mode) as output:
             bulk.encrypt_from(
                 file.read_into,
                 file.size,
@@ -289,6 +287,12 @@ def rekey(
             )
             os.fchmod(output.fileno(), mode)
     return True
+
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Remove what killed runs of :func:`rekey` left beside the files."""
+    for leftover in leftovers(path.resolve() for path in paths):
+        leftover.unlink()
 
 
 def _version(path: Path) -> int:
@@ -315,10 +319,9 @@ def recover(path: Path, key: bytes) -> bool:
     """
     if not parse_header(_node0(path)).pending_write:
         return False
-    recovery = recovery_path(path)
-    if recovery.exists():
+    recovery = recovery_paths(path)
+    if any(place.exists() for place in recovery):
         EncryptedFile.open_path(path, key, None, writable=True).close()
-        recovery.unlink()
         return True
     with contextlib.closing(FileBacking.open(path, writable=True)) as main:
         try:
@@ -328,9 +331,9 @@ def recover(path: Path, key: bytes) -> bool:
             bulk.each_part(content, lambda _, piece: None)
         except (AuthenticationError, TruncatedError) as error:
             raise RecoveryError(
-                f"{path}: a write was interrupted, {recovery.name} is missing, and what is there "
-                f"is not complete ({error.message})",
-                hint=f"put {recovery.name} beside it, or fetch the file again",
+                f"{path}: a write was interrupted, {recovery[0].name} is missing, and what is "
+                f"there is not complete ({error.message})",
+                hint=f"put {recovery[0].name} beside it, or fetch the file again",
             ) from error
         clear_mark(main)
     return True

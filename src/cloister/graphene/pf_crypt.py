@@ -140,15 +140,14 @@ def _each(parsed: Parsed, operate: Callable[[Pair], None]) -> int:
     from cloister.encrypted import trees
 
     source, target = Path(parsed.values["input"]), Path(parsed.values["output"])
-    pairs, skipped = trees.pair([source], target)
-    for path in skipped:
+    plan = trees.pair([source], target)
+    for path, _ in plan.skipped:
         print(f"Skipping non-regular file {path}")
-    if source.is_dir():
-        target.mkdir(mode=0o775, parents=True, exist_ok=True)
-    failed = 0
-    for each in pairs:
-        if source.is_dir():
-            each.target.parent.mkdir(mode=0o775, parents=True, exist_ok=True)
+    trees.make_directories(plan, mode=0o775)
+    for _, error in plan.failed:
+        _fail(error)
+    failed = len(plan.failed)
+    for each in plan.pairs:
         try:
             operate(each)
         except (CloisterError, OSError) as error:
