@@ -149,8 +149,20 @@ def test_packages_behind_links_are_trusted_under_the_links_name(tmp_path: Path) 
 def test_not_python() -> None:
     with pytest.raises(ManifestError, match="does not answer as Python 3 does"):
         environment("/bin/true")
-    with pytest.raises(ManifestError, match="does not answer as Python 3 does"):
+    with pytest.raises(ManifestError, match="/nowhere does not exist"):
         environment("/nowhere")
+
+
+def test_names_are_relative_to_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["python3", "-m", "venv", "--without-pip", tmp_path / ".venv"], check=True)
+    monkeypatch.chdir(tmp_path)
+    expected = environment(str(tmp_path / ".venv"))
+    assert environment(".venv") == environment(".venv/bin/python") == expected
+    assert expected.executable == str(tmp_path / ".venv" / "bin" / "python")
+    with pytest.raises(ManifestError, match="/none/bin does not exist"):
+        environment("none/bin")
 
 
 def test_environment_variables_do_not_leak_in(

@@ -59,8 +59,8 @@ def python_environment(interpreter: str | None = None, *, tree: FileTree) -> Pyt
     Packages that only the calling user sees (``pip install --user``) are not part of it.
 
     Args:
-        interpreter: a Python program, or the directory of a virtual environment; None takes the
-            interpreter that runs this.
+        interpreter: a Python program, or the directory of a virtual environment, relative to the
+            current directory or in PATH; None takes the interpreter that runs this.
         tree: listings of directories.
 
     Raises:
@@ -87,7 +87,10 @@ def python_environment(interpreter: str | None = None, *, tree: FileTree) -> Pyt
 def _program(interpreter: str | None) -> str:
     if interpreter is None:
         return sys.executable
-    return str(Path(interpreter) / "bin" / "python") if Path(interpreter).is_dir() else interpreter
+    if "/" not in interpreter and not Path(interpreter).exists():
+        return interpreter  # a name to be looked for in PATH
+    path = Path(interpreter).absolute()
+    return str(path / "bin" / "python") if path.is_dir() else str(path)
 
 
 def ask(interpreter: str | None) -> dict[str, Any]:
@@ -105,6 +108,11 @@ def ask(interpreter: str | None) -> dict[str, Any]:
             [program, "-I", "-c", _QUESTION], capture_output=True, check=True, timeout=60, cwd="/"
         )
         facts: dict[str, Any] = json.loads(answer.stdout)
+    except FileNotFoundError as error:
+        raise ManifestError(
+            f"python_environment: {program} does not exist",
+            hint="pass the path of a Python program or of a virtual environment",
+        ) from error
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise ManifestError(
             f"python_environment: {program} does not answer as Python 3 does",
