@@ -133,6 +133,24 @@ def test_new_manifest_in_old_words() -> None:
     }
 
 
+def test_what_is_protected_at_the_root_becomes_the_root() -> None:
+    text = "fs.root = { type = 'chroot', uri = 'file:a' }\nsgx.protected_files = ['file:a']\n"
+    assert gramine(text)["fs"] == {"root": {"type": "encrypted", "uri": "file:a"}, "mounts": []}
+
+
+def test_what_is_encrypted_already_is_not_mounted_twice() -> None:
+    mount = {"type": "encrypted", "path": "/a", "uri": "file:a"}
+    text = f"fs.mounts = [{inline(mount)}]\nsgx.protected_files = ['file:a']\n"
+    assert gramine(text)["fs"]["mounts"] == [mount]
+    root = {"type": "encrypted", "uri": "file:a"}
+    text = f"fs.root = {inline(root)}\nsgx.protected_files = ['file:a']\n"
+    assert gramine(text)["fs"] == {"root": root, "mounts": []}
+
+
+def inline(table: dict[str, str]) -> str:
+    return "{ " + ", ".join(f"{key} = '{value}'" for key, value in table.items()) + " }"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -160,6 +178,7 @@ def test_new_manifest_in_old_words() -> None:
             "m:3: fs.mounts[1]: hides an earlier mount",
         ),
         ("sgx.cpu_features.amx = 'required'", "m:2: sgx.cpu_features.amx: Graphene does not know"),
+        ("sgx.cpu_features.avx = 'disabled'", "m:2: sgx.cpu_features.avx: Graphene cannot keep"),
         ("cloister.trusted_index.sha256 = '" + "0" * 64 + "'", "m:2: cloister.trusted_index: the"),
     ],
 )

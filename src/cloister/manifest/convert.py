@@ -78,10 +78,19 @@ def _refuse_keys(text: ManifestText) -> None:
 def _protected_to_encrypted(manifest: Manifest, document: dict[str, Any]) -> None:
     """Graphene marks host files wherever they are mounted; Gramine mounts them as encrypted."""
     document.get("sgx", {}).pop("protected_files", None)
+    fs = manifest.fs
+    already = {(mount.path, mount.uri) for mount in fs.mounts if mount.type == "encrypted"}
+    if fs.root is not None and fs.root.type == "encrypted":
+        already.add(("/", fs.root.uri))
     for uri in manifest.sgx.protected_files:
         for inside in inside_paths(manifest, normalise(uri.removeprefix(FILE))):
-            mount = {"type": "encrypted", "path": inside, "uri": uri}
-            document["fs"]["mounts"] = [*document["fs"]["mounts"], mount]
+            if (inside, uri) in already:
+                continue
+            if inside == "/":
+                document["fs"]["root"] = {"type": "encrypted", "uri": uri}
+            else:
+                mount = {"type": "encrypted", "path": inside, "uri": uri}
+                document["fs"]["mounts"] = [*document["fs"]["mounts"], mount]
 
 
 def _slashes(document: dict[str, Any], is_directory: IsDirectory) -> None:
@@ -252,6 +261,12 @@ class _ToGraphene:
             if feature == "amx" and demand == "required":
                 raise self._text.problem(
                     ("sgx", "cpu_features", "amx"), "Graphene does not know AMX"
+                )
+            if feature in ("avx", "avx512") and demand == "disabled":
+                raise self._text.problem(
+                    ("sgx", "cpu_features", feature),
+                    "Graphene cannot keep a feature off",
+                    "take it out to convert the rest",
                 )
             if demand == "required":
                 self._sgx[f"require_{feature}"] = True
