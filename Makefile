@@ -28,14 +28,16 @@ WHEELS := $(PIP_INSTALL) --only-binary=:all: $(addprefix --extra-index-url ,$(TO
 BASE := $(VENV)/.ready-base
 DEMO := $(VENV)/.ready-demo
 TEST := $(VENV)/.ready-test
+FUZZ := $(VENV)/.ready-fuzz
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long lint bench clean distclean
+.PHONY: help demo test test-long fuzz lint bench clean distclean
 
 help:
 	@echo 'make demo       run the whole confidential workflow (sets everything up first)'
 	@echo 'make test       check and test everything that takes seconds or a few minutes'
 	@echo 'make test-long  run the tests that take longer'
+	@echo 'make fuzz       give every parser broken input, a minute each (ARGS="--seconds N TARGET")'
 	@echo 'make lint       ruff and mypy only'
 	@echo 'make bench      measure native, direct and enclave runs of the example'
 	@echo 'make clean      remove caches and built manifests; make distclean also $(VENV)'
@@ -49,6 +51,9 @@ test: lint
 
 test-long: $(TEST)
 	@$(BIN)/python -m pytest -m long $(ARGS)
+
+fuzz: $(FUZZ)
+	@PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
 
 lint: $(TEST)
 	@echo '==> ruff'
@@ -107,4 +112,9 @@ $(TEST): requirements/test.txt $(DEMO)
 	@echo '==> packages for tests'
 	@$(WHEELS) -r requirements/test.txt
 	@$(BIN)/python -m pip check --disable-pip-version-check >/dev/null || $(BIN)/python -m pip check
+	@touch $@
+
+$(FUZZ): requirements/fuzz.txt $(TEST)
+	@echo '==> packages for fuzzing'
+	@$(WHEELS) -r requirements/fuzz.txt
 	@touch $@
