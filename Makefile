@@ -27,14 +27,19 @@ WHEELS := $(PIP_INSTALL) --only-binary=:all: $(addprefix --extra-index-url ,$(TO
 # A file for each completed step. They lie in the virtual environment, so they vanish with it.
 BASE := $(VENV)/.ready-base
 DEMO := $(VENV)/.ready-demo
+FRAMEWORKS := $(VENV)/.ready-frameworks
 TEST := $(VENV)/.ready-test
 FUZZ := $(VENV)/.ready-fuzz
+
+# The examples that common.mk runs; the first, of PyTorch, has `make demo`.
+DEMOS := $(patsubst examples/%/prepare.py,%,$(wildcard examples/*/prepare.py))
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-long fuzz lint bench clean distclean
 
 help:
 	@echo 'make demo       run the whole confidential workflow (sets everything up first)'
+	@echo 'make demo-NAME  the same for examples/NAME: $(sort $(DEMOS))'
 	@echo 'make test       check and test everything that takes seconds or a few minutes'
 	@echo 'make test-long  run the tests that take longer'
 	@echo 'make fuzz       give every parser broken input, a minute each (ARGS="--seconds N TARGET")'
@@ -44,6 +49,9 @@ help:
 
 demo: $(DEMO)
 	@$(BIN)/cloister demo $(ARGS)
+
+demo-%: $(FRAMEWORKS)
+	@$(MAKE) --no-print-directory -C examples/$* demo
 
 test: lint
 	@echo '==> tests'
@@ -61,17 +69,19 @@ lint: $(TEST)
 	@$(BIN)/ruff format --check .
 	@echo '==> mypy'
 	@$(BIN)/mypy
-	@cd examples/pytorch && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml \
-		download-pretrained-model.py networks.py pytorchexample.py
-	@cd examples/two-owners && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml \
-		network.py score.py train.py
+	@for example in examples/*/; do \
+		(cd $$example && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml \
+			--cache-dir ../../.mypy_cache *.py) || exit 1; \
+	done
 
 bench: $(DEMO)
 	@$(BIN)/python benchmarks/example.py $(ARGS)
 
 clean:
-	@$(MAKE) --no-print-directory -C examples/pytorch clean
-	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis examples/*/.mypy_cache build dist
+	@for example in $(dir $(wildcard examples/*/Makefile)); do \
+		$(MAKE) --no-print-directory -C $$example clean; \
+	done
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	@find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
@@ -108,7 +118,12 @@ $(DEMO): requirements/demo.txt $(BASE)
 	@$(WHEELS) -r requirements/demo.txt
 	@touch $@
 
-$(TEST): requirements/test.txt $(DEMO)
+$(FRAMEWORKS): requirements/frameworks.txt $(DEMO)
+	@echo '==> the frameworks of the other examples (about 800 MB)'
+	@$(WHEELS) -r requirements/frameworks.txt
+	@touch $@
+
+$(TEST): requirements/test.txt $(FRAMEWORKS)
 	@echo '==> packages for tests'
 	@$(WHEELS) -r requirements/test.txt
 	@$(BIN)/python -m pip check --disable-pip-version-check >/dev/null || $(BIN)/python -m pip check

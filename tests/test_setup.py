@@ -19,7 +19,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-FILES = ("base.txt", "demo.txt", "test.txt")
+FILES = ("base.txt", "demo.txt", "frameworks.txt", "test.txt")
 
 
 def make(
@@ -102,10 +102,11 @@ def calls(venv: Path) -> list[str]:
 def test_demo_installs_in_order_and_then_runs(venv: Path) -> None:
     done = make("demo", f"VENV={venv}")
     assert done.returncode == 0, done.stderr
-    base, package, demo, run = calls(venv)
+    base, package, bytecode, demo, run = calls(venv)
     assert base.startswith("python -m pip install")
     assert base.endswith("-r requirements/base.txt")
     assert package.endswith("--no-deps --no-build-isolation --editable .")
+    assert bytecode.startswith("python -m compileall -q src/cloister")
     assert demo.endswith("-r requirements/demo.txt")
     assert all("--only-binary=:all:" in each for each in (base, demo))
     assert run == "cloister demo"
@@ -119,9 +120,11 @@ def test_test_checks_and_then_tests(venv: Path) -> None:
     assert done.returncode == 0, done.stderr
     called = calls(venv)
     assert [each for each in called if "requirements/test.txt" in each]
-    ruff, form, mypy, examples, tests = called[-5:]
-    assert (ruff, form, mypy) == ("ruff check .", "ruff format --check .", "mypy")
-    assert examples.startswith("mypy --config-file")
+    first = called.index("ruff check .")
+    assert called[first + 1 : first + 3] == ["ruff format --check .", "mypy"]
+    *examples, tests = called[first + 3 :]
+    assert len(examples) == sum(path.is_dir() for path in (ROOT / "examples").iterdir())
+    assert all(each.startswith("mypy --config-file") for each in examples)
     assert tests.startswith("python -m pytest -n 2 -m not long")
 
 
