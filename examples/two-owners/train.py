@@ -22,7 +22,7 @@ def main(path: Path) -> None:
     for _ in range(200):
         optimizer.zero_grad()
         loss = torch.nn.functional.binary_cross_entropy(model(patients), ill)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), path)
