@@ -69,7 +69,7 @@ lint: $(TEST)
 	@$(BIN)/ruff format --check .
 	@echo '==> mypy'
 	@$(BIN)/mypy
-	@for example in examples/*/; do \
+	@for example in $(sort $(dir $(wildcard examples/*/*.py))); do \
 		(cd $$example && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml \
 			--cache-dir ../../.mypy_cache *.py) || exit 1; \
 	done
