@@ -93,8 +93,23 @@ def cli(debug: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that says how it went."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    open_standard_streams()
     gc.set_threshold(_GARBAGE)
     sys.exit(run(arguments))
+
+
+def open_standard_streams() -> None:
+    """Give closed standard streams to ``/dev/null``: nothing else may take their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one. Children have it too.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    # Python has None in place of streams that were closed when it started.
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def run(arguments: list[str]) -> int:

@@ -53,8 +53,10 @@ def run(name: str, arguments: Sequence[str], *, sgx: bool, environment: Mapping[
                 "or on cloister itself",
                 file=sys.stderr,
             )
+    from cloister.cli.main import open_standard_streams
     from cloister.cli.run import run_direct, run_enclave
 
+    open_standard_streams()
     try:
         return (run_enclave if sgx else run_direct)(app, arguments[1:], drop_arguments=True)
     except CloisterError as error:

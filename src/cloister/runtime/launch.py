@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import posixpath
 import signal
 import sys
@@ -41,7 +42,9 @@ from cloister.runtime.view import View
 if TYPE_CHECKING:
     from cloister.provision.client import ProvisioningRequest
 
-_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_KEYS = (signal.SIGINT, signal.SIGQUIT)
+"""Signals that a terminal sends for a key, to all processes in its foreground."""
 
 
 @dataclass
@@ -146,7 +149,7 @@ class _Run:
         )
         # What is loaded by now stays to the end; the collector need not look at it again.
         gc.freeze()
-        with _without_interrupts(), _forwarded_signals(sandbox):
+        with _forwarded_signals(sandbox):
             sandbox.start(plan)
             view = View(self._tree.root)
             Server(sandbox.fuse, view, self._crashed, on_request=alertness.beat).serve()
@@ -248,25 +251,28 @@ def _rules(program: Program, journal: Journal) -> Rules:
 
 
 @contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Leave Ctrl-C to the program, which gets it from the terminal itself."""
-    before = signal.signal(signal.SIGINT, lambda number, frame: None)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
 def _forwarded_signals(sandbox: Sandbox) -> Iterator[None]:
-    """Send the program what somebody sends to this process."""
+    """Send the program what somebody sends to this process, but what it gets from the terminal."""
 
     def forward(number: int, frame: FrameType | None) -> None:
-        sandbox.forward(number)
+        if number not in _KEYS or not _in_foreground():
+            sandbox.forward(number)
 
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    before = {number: signal.signal(number, forward) for number in (*_FORWARDED, *_KEYS)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _in_foreground() -> bool:
+    """Tell whether keys of a terminal reach this process and the program."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    finally:
+        os.close(terminal)
