@@ -6,6 +6,7 @@ into 512-byte sectors or kept in part, file by file. Then the file is opened aga
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 
@@ -133,34 +134,40 @@ class DiskFile:
 class DiskStore:
     """A recovery store on the model disk."""
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, name: str = "log") -> None:
         self.disk = disk
+        self.name = name
 
     def needed(self) -> bool:
         return True
 
     def open(self) -> DiskFile | None:
-        there = "log" in self.disk.now and "log" not in self.disk.removed
-        return DiskFile(self.disk, "log") if there else None
+        there = self.name in self.disk.now and self.name not in self.disk.removed
+        return DiskFile(self.disk, self.name) if there else None
 
     def create(self) -> DiskFile:
-        self.disk.create("log")
-        return DiskFile(self.disk, "log")
+        self.disk.create(self.name)
+        return DiskFile(self.disk, self.name)
 
     def remove(self) -> None:
-        if "log" in self.disk.now:
-            self.disk.remove("log")
+        if self.name in self.disk.now:
+            self.disk.remove(self.name)
 
 
 def open_on(
-    disk: Disk, *, writable: bool = True, version: int = 2, waiting_limit: int = 99
+    disk: Disk,
+    *,
+    writable: bool = True,
+    version: int = 2,
+    waiting_limit: int = 99,
+    log: str = "log",
 ) -> EncryptedFile:
     return EncryptedFile.open(
         DiskFile(disk, "main"),
         KEY,
         None,
         name="main",
-        store=DiskStore(disk),
+        store=DiskStore(disk, log),
         writable=writable,
         version=version,
         waiting_limit=waiting_limit,
@@ -273,6 +280,69 @@ def test_every_crash_leaves_a_flushed_content(name: str, versions: tuple[int, in
                 seen_old |= len(allowed) > 1 and found == allowed[0]
                 seen_new |= len(allowed) > 1 and found == allowed[1]
     assert seen_old and seen_new  # the crashes did fall on both sides of a commit
+
+
+@pytest.mark.parametrize("size", [5, 60000])
+def test_every_crash_leaves_the_old_or_the_new_path(size: int) -> None:
+    start = {"main": encrypted(BODY[:size])}
+    seen = set()
+    for k in range(100):
+        disk = Disk(start, k)
+        with contextlib.suppress(PowerLoss):
+            open_on(disk).rename("another/path")
+        for files in outcomes(disk, k):
+            file = open_on(Disk(files))
+            assert file.read(0, size + 1) == BODY[:size]
+            assert file.embedded_path in (PATH, "another/path")
+            seen.add(file.embedded_path)
+        if disk.operations < k:
+            break
+    assert file.embedded_path == "another/path"
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("size", [5, 60000])
+def test_every_crash_while_a_file_moves_leaves_it_whole_under_the_name_it_has(size: int) -> None:
+    """The directory is a disk too: until it is synced, either name may be found."""
+    start = {"main": encrypted(BODY[:size])}
+    found_names = []
+    for k in range(100):
+        disk = Disk(start, k)
+        names = ["old"]
+
+        def rename(disk: Disk = disk, names: list[str] = names) -> None:
+            disk.step()
+            names.append("new")
+
+        def sync_names(disk: Disk = disk, names: list[str] = names) -> None:
+            disk.step()
+            names.remove("old")
+
+        try:
+            file = open_on(disk)
+            file.write(0, b"new")
+            file.flush()
+            assert isinstance(file._journal, UndoJournal)
+            file._journal.move(
+                file._sealed_node0(b"new/path"),
+                DiskStore(disk, "new log"),
+                rename=rename,
+                sync_names=sync_names,
+            )
+        except PowerLoss:
+            pass
+        for files in outcomes(disk, k):
+            for name in names:
+                log, path = {"old": ("log", PATH), "new": ("new log", "new/path")}[name]
+                again = open_on(Disk(files), log=log)
+                assert again.embedded_path == path
+                assert again.read(3, size) == BODY[3:size]
+                if name == "new":
+                    assert again.read(0, 3) == b"new"
+        found_names.append(tuple(names))
+        if disk.operations < k:
+            break
+    assert set(found_names) == {("old",), ("old", "new"), ("new",)}
 
 
 @pytest.mark.parametrize("name", ["overwrite", "spilled overwrite", "shrink and grow", "small"])
