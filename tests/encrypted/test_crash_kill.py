@@ -95,7 +95,9 @@ def kill_a_writer(path: Path, seed: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    "kills", [300, pytest.param(2000, marks=pytest.mark.long)], ids=["300", "2000"]
+    "kills",
+    [300, pytest.param(2000, marks=[pytest.mark.long, pytest.mark.timeout(1800)])],
+    ids=["300", "2000"],
 )
 def test_a_killed_writer_leaves_a_flushed_content(tmp_path: Path, kills: int) -> None:
     path = tmp_path / "file"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
+import pickle
 import random
 import shutil
 import sqlite3
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
+import numpy as np
 import PIL.Image
 import pytest
 
@@ -258,6 +262,76 @@ def test_sqlite_backups(tmp_path: Path, path: Path) -> None:
             (tmp_path / "restored.db").write_bytes(file.read())
             restored = sqlite3.connect(tmp_path / "restored.db")
     assert restored.execute("select count(*), sum(n) from t").fetchone() == (10_000, 49_995_000)
+
+
+def test_numpy_arrays(path: Path) -> None:
+    array = np.arange(100_000, dtype="f4").reshape(100, 1000)
+    with cloister.encrypted.open(path, KEY, "w") as file:
+        np.save(file, array)
+    with cloister.encrypted.open(path, KEY) as file:
+        assert (np.load(file) == array).all()
+    with cloister.encrypted.open(path, KEY, "w+") as file:
+        np.savez_compressed(file, first=array, second=array * 2)
+        file.seek(0)
+        assert (np.load(file)["second"] == array * 2).all()
+
+
+def test_arrays_of_any_shape_are_buffers(path: Path) -> None:
+    """Empty ones too, as for plain files."""
+    empty: Any = np.empty((0, 3))
+    square: Any = np.arange(12, dtype="i4").reshape(3, 4)
+    for file in (
+        cloister.encrypted.open(path, KEY, "w+"),
+        path.with_name("plain").open("w+b", buffering=0),
+    ):
+        assert file.write(empty) == 0
+        assert file.readinto(empty) == 0
+        assert file.write(square) == square.nbytes
+        file.seek(0)
+        back: Any = np.zeros((3, 4), dtype="i4")
+        assert file.readinto(back) == square.nbytes
+        assert (back == square).all()
+        file.close()
+
+
+def test_what_needs_a_plaintext_file_is_refused(path: Path) -> None:
+    with cloister.encrypted.open(path, KEY, "w+") as file:
+        np.save(file, np.arange(10))
+        file.seek(0)
+        with pytest.raises(TypeError):
+            np.load(file, mmap_mode="r")
+        with pytest.raises(io.UnsupportedOperation, match="fileno"):
+            np.memmap(cast(IO[bytes], file))
+        with pytest.raises(io.UnsupportedOperation, match="fileno"):
+            np.arange(10).tofile(cast(IO[bytes], file))
+
+
+def test_pickles_go_through_it_and_it_goes_into_none(path: Path) -> None:
+    things = {"array": np.arange(5), "text": "x" * 100_000}
+    with cloister.encrypted.open(path, KEY, "w") as file:
+        pickle.dump(things, file, protocol=5)
+        for holder in (file, file._content):
+            with pytest.raises(TypeError, match="cannot pickle"):
+                pickle.dumps(holder)  # it would hold the key
+    with io.BufferedReader(cloister.encrypted.open(path, KEY)) as buffered:
+        assert pickle.load(buffered)["text"] == things["text"]
+
+
+def test_tables_and_tar_archives(path: Path) -> None:
+    rows = [["name", "score"], ["cät", "0.5"]]
+    with io.TextIOWrapper(
+        cast(IO[bytes], cloister.encrypted.open(path, KEY, "w")), "utf-8"
+    ) as text:
+        csv.writer(text).writerows(rows)
+    with io.TextIOWrapper(cast(IO[bytes], cloister.encrypted.open(path, KEY)), "utf-8") as text:
+        assert list(csv.reader(text)) == rows
+    with (
+        cloister.encrypted.open(path, KEY, "w+") as file,
+        tarfile.open(fileobj=file, mode="w:gz") as archive,
+    ):
+        archive.addfile(tarfile.TarInfo("member"))
+    with cloister.encrypted.open(path, KEY) as file, tarfile.open(fileobj=file) as archive:
+        assert archive.getnames() == ["member"]
 
 
 def test_handles_share_one_state(path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from cloister.encrypted import checks
 from cloister.encrypted.backing import Backing, Buffer, RecoveryStore
@@ -83,6 +83,10 @@ class EncryptedContent:
         )
         self._changed = False
         self._closed = False
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse, as open files do: a pickle would hold the key."""
+        raise TypeError(f"cannot pickle {type(self).__name__!r} object")
 
     # --- Named constructors -------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ class EncryptedStream(io.RawIOBase):
             TamperedError, TruncatedError: a part of it does not authenticate or is missing.
         """
         self._require(self._reads, "reading")
-        count = self._content.read_into(self._position, memoryview(buffer).cast("B"))
+        count = self._content.read_into(self._position, _bytes_of(buffer))
         self._position += count
         return count
 
@@ -98,7 +98,7 @@ class EncryptedStream(io.RawIOBase):
     def write(self, data: ReadableBuffer) -> int:
         """Write all of ``data`` at the position, or at the end if it was opened to append."""
         self._require(self._writes, "writing")
-        view = memoryview(data).cast("B")
+        view = _bytes_of(data)
         if self._appends:
             self._position = self._content.size
         self._content.write(self._position, view)
@@ -159,6 +159,12 @@ class EncryptedStream(io.RawIOBase):
             raise io.UnsupportedOperation(f"{self.name}: not opened for {what}")
 
 
+def _bytes_of(buffer: ReadableBuffer) -> memoryview:
+    """Return the bytes of anything that has some, arrays of any shape included."""
+    view = memoryview(buffer)
+    return view.cast("B") if view.nbytes else memoryview(b"")  # a shape with zeros has no cast
+
+
 def open(
     path: str | os.PathLike[str],
     key: Key,
@@ -170,7 +176,18 @@ def open(
     """Open an encrypted file as a raw binary file object on its plaintext.
 
     Nothing is decrypted to any disk. Wrap it in :class:`io.BufferedRandom` or
-    :class:`io.TextIOWrapper` as any other raw file.
+    :class:`io.TextIOWrapper` as any other raw file. In a notebook, on the machine that has the
+    key::
+
+        import cloister.encrypted, numpy, torch
+
+        with cloister.encrypted.open("results/weights.pt", "wrap-key") as file:
+            weights = torch.load(file, weights_only=True)
+
+        with cloister.encrypted.open("inputs/batch.npy", "wrap-key", "w") as file:
+            numpy.save(file, batch)
+
+    No plaintext file is behind it, so what needs one (``fileno()``, ``numpy.memmap``) refuses.
 
     Args:
         path: the encrypted file on this machine.
