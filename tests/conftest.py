@@ -80,41 +80,18 @@ def simulated(tmp_path: Path) -> SimulatedPlatform:
 
 
 @pytest.fixture
-def start_enclave(data: Path) -> Callable[..., SimulatedEnclave]:
+def start_enclave() -> Callable[..., SimulatedEnclave]:
     """Return a function that signs and starts a small enclave on a simulated platform.
 
     Another manifest gives another MRENCLAVE; everything else may be set by name.
     """
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    from cloister.sgx.measurement import measure
-    from cloister.sgx.sigstruct import Sigstruct
-
-    key = load_pem_private_key((data / "signing" / "key.pem").read_bytes(), password=None)
-    assert isinstance(key, RSAPrivateKey)
-    image = (data / "signing" / "pal.so").read_bytes()
-    parameters: dict[str, Any] = {"enclave_size": 1 << 24, "max_threads": 1, "edmm": True}
+    from signing import IMAGE, PARAMETERS, signed
 
     def start(
         platform: SimulatedPlatform, manifest: bytes = b"manifest", **fields: Any
     ) -> SimulatedEnclave:
-        measured = measure(manifest, image, **parameters).mrenclave
-        values: dict[str, Any] = {
-            "mr_enclave": measured,
-            "modulus": key.public_key().public_numbers().n,
-            "flags": 4,
-            "xfrm": 3,
-            "flags_mask": 0xFFFF_FFFF_FFFF_FFFF,
-            "xfrm_mask": 0xFFFF_FFFF_FFF9_FF1B,
-            "misc_select": 0,
-            "misc_mask": 0xFFFF_FFFF,
-            "isv_prod_id": 7,
-            "isv_svn": 3,
-            "date": 0x20260102,
-        }
-        sigstruct = Sigstruct(**(values | fields)).sign(key).pack()
-        return platform.start(manifest=manifest, sigstruct=sigstruct, image=image, **parameters)
+        sigstruct = signed(manifest, **fields).pack()
+        return platform.start(manifest=manifest, sigstruct=sigstruct, image=IMAGE, **PARAMETERS)
 
     return start
 

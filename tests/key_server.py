@@ -75,7 +75,6 @@ class Setting:
         arguments = {
             "platform": str(platform or self.directory / "simulated-platform"),
             "manifest": manifest,
-            "data": str(self.data / "signing"),
             "environment": {
                 name: value
                 for name, value in (variables | (environment or {})).items()

@@ -51,6 +51,10 @@ class PlatformError(CloisterError):
     """The platform on which an enclave should run is missing, broken or cannot do what is asked."""
 
 
+class UnsupportedByPlatformError(PlatformError):
+    """The platform works, but has no such thing."""
+
+
 class EnclaveStartError(RefusedError):
     """The processor refused to start the enclave (EINIT)."""
 
@@ -150,6 +154,15 @@ class IasReportError(AttestationError):
     """A stored report of Intel's retired EPID service that proves nothing about the quote."""
 
     default_hint = "give the service's answer exactly as it was stored, with its headers"
+
+
+class EventLogError(AttestationError):
+    """The event log beside a TDX quote is malformed, or is not what the quote's register says."""
+
+    default_hint = (
+        "the quote's RTMR 3 counts, not the log; a virtual machine in which other software extends"
+        " that register cannot be judged"
+    )
 
 
 class TdxModuleError(AttestationError):

@@ -43,6 +43,8 @@ HEAD = b"SECRET_PROVISION_RA_TLS_RESPONSE_V1:\0"
 class FakeEnclave:
     """Makes quotes of the right form that nobody signed; these servers do not look."""
 
+    event_log = b""
+
     def quote(self, report_data: bytes) -> bytes:
         header = struct.pack("<HHIHH", 3, 2, 0, 1, 2) + bytes(36)
         empty = QuoteSignature(bytes(64), bytes(64), bytes(384), bytes(64), bytes(32), 5, b"")

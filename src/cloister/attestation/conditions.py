@@ -10,7 +10,7 @@ import datetime
 import re
 
 from cloister.attestation.evidence import Evidence
-from cloister.attestation.policy import Subject, either, one_of, require_sizes
+from cloister.attestation.policy import NOTHING, either, one_of, require_sizes
 from cloister.attestation.verdict import Check
 from cloister.errors import (
     EnclaveAttributesError,
@@ -19,8 +19,6 @@ from cloister.errors import (
     TcbStatusError,
     UntrustedRootError,
 )
-
-NOTHING: frozenset[Subject] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)

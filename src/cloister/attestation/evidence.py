@@ -13,6 +13,7 @@ from cloister.attestation.dcap import pck_chain
 from cloister.sgx.epid import EpidQuote
 from cloister.sgx.quote import Quote, TdReport
 from cloister.sgx.report import ReportBody
+from cloister.tdx.event_log import ProgramEvent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Evidence:
         fmspc: kind of platform, 6 bytes; EPID has none (empty).
         ppid: the platform's own identifier; EPID has none (empty).
         collateral_expires: when the first piece of the collateral runs out.
+        programs: what a TDX virtual machine has run, if an event log lay beside the quote.
     """
 
     quote: Quote | EpidQuote
@@ -38,6 +40,7 @@ class Evidence:
     fmspc: bytes
     ppid: bytes
     collateral_expires: datetime.datetime
+    programs: tuple[ProgramEvent, ...] | None = None
 
     @property
     def simulated(self) -> bool:
@@ -66,7 +69,8 @@ class Evidence:
         """The measurement in one short text, for logs."""
         report = self.quote.report
         if isinstance(report, TdReport):
-            return f"MRTD {report.mr_td.hex()}"
+            programs = (f", program {event.mr_enclave.hex()}" for event in self.programs or ())
+            return f"MRTD {report.mr_td.hex()}{''.join(programs)}"
         return f"MRENCLAVE {report.mr_enclave.hex()}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,7 +86,12 @@ class Evidence:
             "fmspc": self.fmspc.hex(),
             "collateral_expires": self.collateral_expires.isoformat(),
             "report": report_dict(self.quote),
+            **({} if self.programs is None else {"programs": [*map(_program, self.programs)]}),
         }
+
+
+def _program(event: ProgramEvent) -> dict[str, Any]:
+    return _shown(event._asdict())
 
 
 def report_dict(quote: Quote | EpidQuote) -> dict[str, Any]:

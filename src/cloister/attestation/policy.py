@@ -52,6 +52,9 @@ class Policy(Protocol):
 IDENTITY = frozenset({Subject.IDENTITY})
 """What a policy names that says which enclave it means."""
 
+NOTHING: frozenset[Subject] = frozenset()
+"""What a policy names that only narrows what another one means."""
+
 
 @dataclasses.dataclass(frozen=True)
 class MrEnclave:
@@ -159,6 +162,40 @@ class MrTd:
             found: bytes = getattr(report, f"rtmr{number}")
             parts.append(one_of(f"RTMR{number}", found, {value}, WrongMeasurementError))
         return every("TDX measurements", parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class TdPrograms:
+    """The TDX virtual machine has run these programs (MRENCLAVE, 32 bytes each) and no others.
+
+    The event log beside the quote says what ran; it counts only if its replay gave RTMR 3.
+    """
+
+    accepted: frozenset[bytes]
+    names = NOTHING
+
+    def __init__(self, *accepted: bytes) -> None:
+        require_sizes("program", accepted, 32)
+        object.__setattr__(self, "accepted", frozenset(accepted))
+
+    def describe(self) -> str:
+        """Say in plain words what is accepted."""
+        return f"programs {either(item.hex() for item in self.accepted)} and no others"
+
+    def verify(self, evidence: Evidence) -> Check:
+        """Compare every program of the log; none is not enough."""
+        expected = either(item.hex() for item in self.accepted)
+        if not evidence.programs:
+            found = "no event log beside the quote" if evidence.programs is None else "none"
+            return Check("program", False, found, expected, WrongMeasurementError)
+        found = ", ".join(
+            event.mr_enclave.hex() + (" (debug)" if event.debug else "")
+            for event in evidence.programs
+        )
+        passed = all(
+            event.mr_enclave in self.accepted and not event.debug for event in evidence.programs
+        )
+        return Check("program", passed, found, expected, WrongMeasurementError)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,11 +17,15 @@
 
 Stored reports about EPID quotes are under the root ``"intel-epid"``.
 
-Other entries: ``mrtd`` with ``rtmr0`` to ``rtmr3``, ``attributes`` and ``td_attributes`` (tables
-of ``value`` and ``mask``, 16 and 8 bytes each), ``report_data``, ``debug = false`` (debug enclaves
-are refused anyway), and ``all``, a list of tables like ``any``. Byte strings are hexadecimal. What
-is not named is not accepted: unknown entries are errors, and a policy that names no enclave is
-refused. ``docs/attestation.md`` explains each entry.
+A table of ``any`` or ``all`` may have ``roots`` of its own, which narrow those of the file.
+
+Other entries: ``mrtd`` with ``rtmr0`` to ``rtmr3`` and ``program`` (MRENCLAVE, one or a list: a TDX
+virtual machine that has run nothing but these; its event log must lie beside the quote),
+``attributes`` and ``td_attributes`` (tables of ``value`` and ``mask``, 16 and 8 bytes each),
+``report_data``, ``debug = false`` (debug enclaves are refused anyway), and ``all``, a list of
+tables like ``any``. Byte strings are hexadecimal. What is not named is not accepted: unknown
+entries are errors, and a policy that names no enclave is refused. ``docs/attestation.md`` explains
+each entry.
 """
 
 from __future__ import annotations
@@ -48,6 +52,7 @@ from cloister.attestation.policy import (
     MrTd,
     Policy,
     TcbStatus,
+    TdPrograms,
     all_of,
     any_of,
     completed,
@@ -124,9 +129,13 @@ class _TdMasked(_Model):
     mask: _Bytes8
 
 
+_Roots = Annotated[list[Annotated[str, pydantic.AfterValidator(_fingerprint)]], _Some]
+
+
 class _Table(_Model):
     """One table: all of its entries must hold."""
 
+    roots: _Roots | None = None
     mrenclave: Annotated[list[_Bytes32], _Some, pydantic.BeforeValidator(_as_list)] | None = None
     mrsigner: _Bytes32 | None = None
     isv_prod_id: _Number | None = None
@@ -136,6 +145,7 @@ class _Table(_Model):
     rtmr1: _Bytes48 | None = None
     rtmr2: _Bytes48 | None = None
     rtmr3: _Bytes48 | None = None
+    program: Annotated[list[_Bytes32], _Some, pydantic.BeforeValidator(_as_list)] | None = None
     attributes: _Masked | None = None
     td_attributes: _TdMasked | None = None
     debug: Literal[False] | None = None
@@ -155,6 +165,10 @@ class _Table(_Model):
             raise ValueError("mrsigner, isv_prod_id and minimum_isv_svn belong together")
         if self.mrtd is None and any(value is not None for value in self._registers()):
             raise ValueError("rtmr0 to rtmr3 belong to mrtd, which is not there")
+        if self.mrtd is None and self.program is not None:
+            raise ValueError("program belongs to mrtd, which is not there")
+        if self.rtmr3 is not None and self.program is not None:
+            raise ValueError("program and rtmr3 exclude each other: the programs are in RTMR 3")
         if not self.model_fields_set:
             raise ValueError("an empty table would accept everything")
         return self
@@ -164,7 +178,8 @@ class _Table(_Model):
 
     def policies(self) -> list[Policy]:
         """Return one policy an entry."""
-        found: list[Policy] = [*self._identities()]
+        found: list[Policy] = [] if self.roots is None else [Root(*self.roots)]
+        found += self._identities()
         if self.attributes is not None:
             found.append(Attributes(self.attributes.value, self.attributes.mask))
         if self.td_attributes is not None:
@@ -201,18 +216,16 @@ class _Table(_Model):
         if self.mrtd is not None:
             named = ((n, value) for n, value in enumerate(self._registers()) if value is not None)
             found.append(MrTd(self.mrtd, tuple(named)))
+        if self.program is not None:
+            found.append(TdPrograms(*self.program))
         return found
 
 
 class _File(_Table):
-    version: Literal[1]
-    roots: Annotated[list[Annotated[str, pydantic.AfterValidator(_fingerprint)]], _Some] = [
-        INTEL_ROOT_SHA256
-    ]
+    """The whole file: there is always a root."""
 
-    def policies(self) -> list[Policy]:
-        """Return one policy an entry; the root is always among them."""
-        return [Root(*self.roots), *super().policies()]
+    version: Literal[1]
+    roots: _Roots | None = [INTEL_ROOT_SHA256]
 
 
 def parse_policy(text: str | bytes, name: str = "policy") -> Policy:

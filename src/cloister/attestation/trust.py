@@ -72,7 +72,7 @@ class Authenticator:
         self.trust = trust
         self._clock = clock
 
-    def authenticate(self, quote: bytes) -> Authentication:
+    def authenticate(self, quote: bytes, event_log: bytes = b"") -> Authentication:
         """Check that ``quote`` is genuine now; see :func:`authenticate_quote`."""
         trust = self.trust
         return authenticate_quote(
@@ -80,6 +80,7 @@ class Authenticator:
             anchors=trust.anchors,
             collateral_for=trust.collateral_for,
             now=self._clock(),
+            event_log=event_log,
         )
 
 

@@ -39,6 +39,7 @@ from cloister.errors import (
     CertificateChainError,
     DebugEnclaveError,
     EnclaveAttributesError,
+    EventLogError,
     MalformedQuoteError,
     RevokedError,
     RootValidityError,
@@ -47,6 +48,7 @@ from cloister.errors import (
 )
 from cloister.sgx.quote import CERTIFICATION_PEM_CHAIN, CERTIFICATION_TYPES, Quote, parse_quote
 from cloister.sgx.report import Attribute
+from cloister.tdx.event_log import decode_log, replay
 
 CollateralFor = Callable[[Quote, TrustAnchor], Collateral]
 """Finds the collateral for a parsed quote under a root; raises CollateralError if it has none."""
@@ -107,11 +109,22 @@ def authenticate_quote(
     anchors: Sequence[TrustAnchor],
     collateral_for: CollateralFor,
     now: datetime.datetime,
+    event_log: bytes = b"",
 ) -> Authentication:
-    """Do steps 1 to 4: find out whether the quote is genuine and of a production enclave."""
+    """Do steps 1 to 4: find out whether the quote is genuine and of a production enclave.
+
+    Args:
+        quote: the quote.
+        anchors: the roots to believe.
+        collateral_for: finds the collateral.
+        now: the time at which everything must be valid (aware).
+        event_log: what lay beside a TDX quote; see :mod:`cloister.tdx.event_log`.
+    """
     work = _Work(now=now, anchors=anchors, collateral_for=collateral_for)
     try:
         evidence = work.evidence(quote)
+        if event_log:
+            evidence = work.with_programs(evidence, event_log)
     except AttestationError as error:
         work.record_failure(error)
         return Authentication(tuple(work.checks), None, work.simulated)
@@ -146,6 +159,21 @@ class _Work:
         claims = self._claims(quote, anchor, collateral)
         self._check_supplements(Verified(quote, collateral, anchor, claims, self._now))
         return _evidence(quote, anchor, claims)
+
+    def with_programs(self, evidence: Evidence, event_log: bytes) -> Evidence:
+        """Add what an event log says, after its replay gave the quote's register."""
+        self._next("event log", "a log whose replay gives RTMR 3 of a TDX quote")
+        report = evidence.tdx
+        if report is None:
+            raise EventLogError("an event log beside an SGX quote, which needs none")
+        events = decode_log(event_log)
+        value = replay(events)
+        if value != report.rtmr3:
+            raise EventLogError(
+                f"its replay gives RTMR 3 {value.hex()}, the quote has {report.rtmr3.hex()}"
+            )
+        self._passed(f"{len(events)} programs, and RTMR 3 is theirs")
+        return dataclasses.replace(evidence, programs=events)
 
     def record_failure(self, error: AttestationError) -> None:
         name, expected = self._step

@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     help="sgx: in the enclave that `cloister build` signed. direct: the same file tree without "
     "enclave, checks and keys, for porting.",
 )
-@click.option("--platform", "platform_name", help="Where the enclave runs [default: the best here]")
+@click.option(
+    "--platform",
+    "platform_name",
+    metavar="NAME",
+    help="Where the enclave runs: simulated or tdx [default: the best here]",
+)
+@click.option("--require-hardware", is_flag=True, help="Refuse the SIMULATED platform.")
 @click.option(
     "--libpal",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -41,6 +47,7 @@ def run(
     arguments: tuple[str, ...],
     mode: str,
     platform_name: str | None,
+    require_hardware: bool,
     libpal: Path | None,
     shell: bool,
 ) -> int:
@@ -63,7 +70,14 @@ def run(
             "--shell: an enclave runs what was signed and measured, not a shell",
             hint=f"cloister run --mode direct --shell {app} shows the same tree",
         )
-    return run_enclave(app, arguments, platform_name=platform_name, libpal=libpal, debug=debug)
+    return run_enclave(
+        app,
+        arguments,
+        platform_name=platform_name,
+        require_hardware=require_hardware,
+        libpal=libpal,
+        debug=debug,
+    )
 
 
 def run_direct(
@@ -107,6 +121,7 @@ def run_enclave(
     arguments: Sequence[str],
     *,
     platform_name: str | None = None,
+    require_hardware: bool = False,
     libpal: Path | None = None,
     debug: bool = False,
     drop_arguments: bool = False,
@@ -117,6 +132,7 @@ def run_enclave(
         app: path without suffix.
         arguments: for the program.
         platform_name: where the enclave runs; None takes the best here.
+        require_hardware: refuse a simulated platform.
         libpal: the measured runtime image; None takes this installation's.
         debug: show tracebacks of our own defects.
         drop_arguments: drop those that the manifest overrides, as Graphene does, with a message.
@@ -126,6 +142,7 @@ def run_enclave(
     """
     import os
 
+    from cloister.platforms.base import choose_platform
     from cloister.runtime.launch import run as launch
     from cloister.runtime.load import enclave_program
 
@@ -135,12 +152,14 @@ def run_enclave(
         _drop_arguments(signed.program, journal)
 
     def start() -> Enclave:
-        enclave = signed.start(platform_name, libpal)
-        journal.note(
-            f"{'SIMULATED enclave' if enclave.simulated else 'enclave'} "
-            f"{enclave.mrenclave.hex()}"
-            + (": no hardware protects this run" if enclave.simulated else "")
-        )
+        platform = choose_platform(platform_name, require_hardware=require_hardware)
+        enclave = signed.start(platform, libpal)
+        if enclave.simulated:
+            journal.note(
+                f"SIMULATED enclave {enclave.mrenclave.hex()}: no hardware protects this run"
+            )
+        else:
+            journal.note(f"enclave {enclave.mrenclave.hex()} on {platform.description}")
         return enclave
 
     return launch(signed.program, start, journal)

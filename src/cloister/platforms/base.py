@@ -10,7 +10,7 @@ import enum
 import os
 from typing import Protocol
 
-from cloister.errors import InputError
+from cloister.errors import InputError, PlatformError
 
 PLATFORM_VARIABLE = "CLOISTER_PLATFORM"
 
@@ -55,8 +55,17 @@ class Enclave(Protocol):
         """Whether the enclave's memory may be read from outside."""
         ...
 
+    @property
+    def event_log(self) -> bytes:
+        """What must lie beside a quote for verifiers to read it; empty where nothing must."""
+        ...
+
     def target_info(self) -> bytes:
-        """Return this enclave's own TARGETINFO (512 bytes)."""
+        """Return this enclave's own TARGETINFO (512 bytes).
+
+        Raises:
+            UnsupportedByPlatformError: the platform has no reports between enclaves.
+        """
         ...
 
     def report(self, target_info: bytes, report_data: bytes) -> bytes:
@@ -65,6 +74,9 @@ class Enclave(Protocol):
         Args:
             target_info: TARGETINFO of the enclave that is to verify the report, 512 bytes.
             report_data: 64 bytes of the caller's choice.
+
+        Raises:
+            UnsupportedByPlatformError: the platform has no reports between enclaves.
         """
         ...
 
@@ -95,6 +107,9 @@ class Enclave(Protocol):
             flags_mask: ATTRIBUTES.FLAGS bits that the key is bound to (64 bits).
             xfrm_mask: XFRM bits that the key is bound to (64 bits).
             misc_mask: MISCSELECT bits that the key is bound to (32 bits).
+
+        Raises:
+            UnsupportedByPlatformError: the platform has no sealing keys.
         """
         ...
 
@@ -149,21 +164,40 @@ class Platform(Protocol):
         ...
 
 
-def choose_platform(name: str | None = None) -> Platform:
-    """Return a platform by name.
+def choose_platform(name: str | None = None, *, require_hardware: bool = False) -> Platform:
+    """Return a platform by name, or the best one that this machine has.
 
     Args:
-        name: ``simulated``; None takes ``$CLOISTER_PLATFORM``, else ``simulated``.
+        name: ``simulated`` or ``tdx``; None takes ``$CLOISTER_PLATFORM``, else the best here.
+        require_hardware: refuse a simulated platform.
 
     Raises:
         InputError: no platform of that name.
+        PlatformError: hardware is required, and there is none.
     """
-    name = name or os.environ.get(PLATFORM_VARIABLE) or "simulated"
-    if name == "simulated":
-        from cloister.platforms.simulated import SimulatedPlatform
+    name = name or os.environ.get(PLATFORM_VARIABLE)
+    if name not in (None, "simulated", "tdx"):
+        raise InputError(
+            f"platform {name}: unknown; there are: simulated, tdx",
+            hint=f"leave out --platform, or unset {PLATFORM_VARIABLE}",
+        )
+    platform = _platform(name)
+    if require_hardware and platform.simulated:
+        raise PlatformError(
+            "hardware is required, but this machine has only the SIMULATED platform",
+            hint="run on a machine with SGX, or in a TDX virtual machine; cloister doctor tells"
+            " what this one has",
+        )
+    return platform
 
-        return SimulatedPlatform.of_this_machine()
-    raise InputError(
-        f"platform {name}: unknown; there is: simulated",
-        hint=f"leave out --platform, or unset {PLATFORM_VARIABLE}",
-    )
+
+def _platform(name: str | None) -> Platform:
+    from cloister.platforms.tdx.reports import Reports
+
+    if name == "tdx" or (name is None and Reports().present):
+        from cloister.platforms.tdx.platform import TdxPlatform
+
+        return TdxPlatform.of_this_machine()
+    from cloister.platforms.simulated import SimulatedPlatform
+
+    return SimulatedPlatform.of_this_machine()

@@ -56,6 +56,11 @@ _YES = ("1", "true", "TRUE")
 class Quoting(Protocol):
     """What key release needs of an enclave."""
 
+    @property
+    def event_log(self) -> bytes:
+        """What must lie beside a quote; empty where nothing must."""
+        ...
+
     def quote(self, report_data: bytes) -> bytes:
         """Return a quote over 64 bytes."""
         ...
@@ -248,7 +253,10 @@ def fetch_secret(
             message names each server and its reason.
     """
     identity = create_identity(
-        enclave.quote, not_before=request.not_before, not_after=request.not_after
+        enclave.quote,
+        event_log=enclave.event_log,
+        not_before=request.not_before,
+        not_after=request.not_after,
     )
     failures: list[tuple[ServerAddress, CloisterError]] = []
     for server in request.servers:

@@ -71,11 +71,13 @@ class AttestedKey:
         quote: the quote that is bound to the key; not yet verified itself.
         spki: the key's SubjectPublicKeyInfo, DER.
         legacy: the quote came from the legacy extension.
+        event_log: what lies beside the quote, not yet verified itself; empty if nothing does.
     """
 
     quote: bytes = dataclasses.field(repr=False)
     spki: bytes = dataclasses.field(repr=False)
     legacy: bool
+    event_log: bytes = b""
 
 
 def validity_from(environment: Mapping[str, str]) -> tuple[datetime.datetime, datetime.datetime]:
@@ -106,6 +108,7 @@ def _timestamp(
 def create_identity(
     quote_for: QuoteFor,
     *,
+    event_log: bytes = b"",
     not_before: datetime.datetime = DEFAULT_NOT_BEFORE,
     not_after: datetime.datetime = DEFAULT_NOT_AFTER,
 ) -> RaTlsIdentity:
@@ -113,13 +116,14 @@ def create_identity(
 
     Args:
         quote_for: asked twice, first for the legacy binding.
+        event_log: what has to lie beside the quotes; see :mod:`cloister.tdx.event_log`.
         not_before: start of validity (aware); verifiers do not look at it.
         not_after: end of validity (aware), likewise.
     """
     key = ec.generate_private_key(ec.SECP384R1())
     spki = _spki(key.public_key())
     legacy = quote_for(report_data_of(spki))
-    claims = encode_claims(spki)
+    claims = encode_claims(spki, event_log)
     evidence = TaggedEvidence(quote=quote_for(report_data_of(claims)), claims=claims)
     certificate = (
         _builder(key.public_key(), not_before, not_after)
@@ -186,8 +190,8 @@ def attested_key(certificate_der: bytes) -> AttestedKey:
 def _from_evidence(value: bytes, spki: bytes) -> AttestedKey:
     evidence = decode_evidence(value)
     _require_report_data(evidence.quote, evidence.claims)
-    require_key_claim(evidence.claims, spki)
-    return AttestedKey(evidence.quote, spki, legacy=False)
+    event_log = require_key_claim(evidence.claims, spki)
+    return AttestedKey(evidence.quote, spki, legacy=False, event_log=event_log)
 
 
 def _from_legacy(quote: bytes, spki: bytes) -> AttestedKey:

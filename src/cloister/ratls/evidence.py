@@ -22,6 +22,9 @@ from cloister.errors import BindingError, EvidenceFormatError
 
 TAGGED_EVIDENCE = 60000
 PUBKEY_HASH = "pubkey-hash"
+EVENT_LOG = "event-log"
+"""Our own claim: the event log of a TDX quote. Verifiers that do not know it pass it over."""
+
 MAX_DEPTH = 8
 
 # IANA "Named Information Hash Algorithm Registry" numbers that verifiers know.
@@ -43,10 +46,17 @@ class TaggedEvidence:
     claims: bytes
 
 
-def encode_claims(spki: bytes) -> bytes:
-    """Return the claims about a public key (its SubjectPublicKeyInfo in DER): 51 bytes."""
-    entry = cbor2.dumps([_SHA256, hashlib.sha256(spki).digest()])
-    return cbor2.dumps({PUBKEY_HASH: entry})
+def encode_claims(spki: bytes, event_log: bytes = b"") -> bytes:
+    """Return the claims about a public key (its SubjectPublicKeyInfo in DER).
+
+    Args:
+        spki: the key; alone it makes claims of 51 bytes.
+        event_log: what has to lie beside the quote; empty for quotes that need none.
+    """
+    claims = {PUBKEY_HASH: cbor2.dumps([_SHA256, hashlib.sha256(spki).digest()])}
+    if event_log:
+        claims[EVENT_LOG] = event_log
+    return cbor2.dumps(claims)
 
 
 def report_data_of(digest_of: bytes) -> bytes:
@@ -73,14 +83,18 @@ def decode_evidence(data: bytes) -> TaggedEvidence:
     return evidence
 
 
-def require_key_claim(claims: bytes, spki: bytes) -> None:
+def require_key_claim(claims: bytes, spki: bytes) -> bytes:
     """Check that the claims name the public key whose SubjectPublicKeyInfo (DER) is ``spki``.
+
+    Returns:
+        The event log that is claimed with it, or nothing.
 
     Raises:
         EvidenceFormatError: the claims are malformed.
         BindingError: no ``pubkey-hash``, an unknown hash algorithm, or another key.
     """
-    entry = _key_claim(claims)
+    found_claims = _byte_claims(claims)
+    entry = found_claims.get(PUBKEY_HASH)
     if entry is None:
         raise BindingError("the evidence does not claim the certificate's key (no pubkey-hash)")
     reader = _Reader(entry)
@@ -92,9 +106,11 @@ def require_key_claim(claims: bytes, spki: bytes) -> None:
         raise BindingError(f"pubkey-hash: unknown hash algorithm {algorithm}, expected 1, 7 or 8")
     if not hmac.compare_digest(found, _HASHES[algorithm](spki)):
         raise BindingError("pubkey-hash is of another key than the certificate's")
+    return found_claims.get(EVENT_LOG) or b""
 
 
-def _key_claim(claims: bytes) -> bytes | None:
+def _byte_claims(claims: bytes) -> dict[str, bytes | None]:
+    """Return the claims that we know; None for the others, which are passed over."""
     reader = _Reader(claims)
     count = reader.head(_MAP)
     found: dict[str, bytes | None] = {}
@@ -102,13 +118,13 @@ def _key_claim(claims: bytes) -> bytes | None:
         name = reader.text()
         if name in found:
             raise EvidenceFormatError(f"evidence claims: {name!r} is there twice")
-        if name == PUBKEY_HASH:
+        if name in (PUBKEY_HASH, EVENT_LOG):
             found[name] = reader.string(_BYTES)
         else:
             reader.skip(MAX_DEPTH)
             found[name] = None
     reader.finish()
-    return found.get(PUBKEY_HASH)
+    return found
 
 
 class _Reader:

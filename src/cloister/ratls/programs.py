@@ -65,6 +65,14 @@ def quote_of_this_enclave(report_data: bytes, directory: Path = ATTESTATION) -> 
             ) from error
 
 
+def event_log_of_this_enclave(directory: Path = ATTESTATION) -> bytes:
+    """Return what must lie beside this enclave's quotes; nothing on most platforms."""
+    try:
+        return (directory / "event_log").read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
 def this_enclave() -> RaTlsIdentity:
     """Return a fresh key and the certificate that proves it lives in this enclave.
 
@@ -76,7 +84,12 @@ def this_enclave() -> RaTlsIdentity:
             variable.
     """
     not_before, not_after = validity_from(os.environ)
-    return create_identity(quote_of_this_enclave, not_before=not_before, not_after=not_after)
+    return create_identity(
+        quote_of_this_enclave,
+        event_log=event_log_of_this_enclave(),
+        not_before=not_before,
+        not_after=not_after,
+    )
 
 
 def server_context(identity: RaTlsIdentity) -> ssl.SSLContext:

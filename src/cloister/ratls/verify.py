@@ -25,6 +25,6 @@ def authenticate_certificate(der: bytes, authenticator: Authenticator) -> Authen
         failed = Check(_NAME, False, error.message, _EXPECTED, type(error), error.hint)
         return Authentication((failed,), None, None)
     found = "the legacy quote is bound to it" if key.legacy else "the evidence is bound to it"
-    authentication = authenticator.authenticate(key.quote)
+    authentication = authenticator.authenticate(key.quote, key.event_log)
     checks = (Check(_NAME, True, found, _EXPECTED), *authentication.checks)
     return dataclasses.replace(authentication, checks=checks)

@@ -14,14 +14,17 @@ import errno
 from pathlib import Path
 from typing import NamedTuple
 
+from cloister.errors import UnsupportedByPlatformError
 from cloister.fuse.filesystem import Caller
 from cloister.platforms.base import Enclave
 from cloister.runtime.keyring import DEFAULT_KEY, KEY_SIZE, Keyring
 from cloister.runtime.nodes import SyntheticDirectory, refuse
-from cloister.runtime.pseudo import PseudoFile
+from cloister.runtime.pseudo import PseudoFile, Reader
 
 REPORT_DATA_SIZE = 64
 TARGET_INFO_SIZE = 512
+EVENT_LOG = b"event_log"
+"""Ours: what lies beside the quotes of a TDX virtual machine, for programs that pass quotes on."""
 
 
 class _State:
@@ -91,17 +94,31 @@ def attestation_directory(
 
     directory.mounted |= {
         b"attestation_type": PseudoFile(lambda _: b"dcap" if remote_attestation else b"none"),
-        b"my_target_info": PseudoFile(lambda _: enclave.target_info()),
+        b"my_target_info": PseudoFile(_if_supported(lambda _: enclave.target_info())),
         b"target_info": PseudoFile(lambda _: b"", values.set_target_info),
         b"user_report_data": PseudoFile(lambda _: b"", values.set_report_data),
-        b"report": PseudoFile(report),
+        b"report": PseudoFile(_if_supported(report)),
         b"protected_files_key": _graphene_key(keys),
     }
     if remote_attestation:
         directory.mounted[b"quote"] = PseudoFile(
             lambda caller: enclave.quote(values.of(caller).report_data)
         )
+        if enclave.event_log:
+            directory.mounted[EVENT_LOG] = PseudoFile(lambda _: enclave.event_log)
     return directory
+
+
+def _if_supported(read: Reader) -> Reader:
+    """Answer ``EOPNOTSUPP`` for what the platform does not have."""
+
+    def supported(caller: Caller) -> bytes:
+        try:
+            return read(caller)
+        except UnsupportedByPlatformError:
+            refuse(errno.EOPNOTSUPP)
+
+    return supported
 
 
 def _keys_directory(enclave: Enclave | None, keys: Keyring) -> SyntheticDirectory:

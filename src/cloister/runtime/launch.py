@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from cloister.errors import InputError
+from cloister.errors import InputError, UnsupportedByPlatformError
 from cloister.fuse.server import Server
 from cloister.manifest.index import TrustedIndex
 from cloister.manifest.model import Manifest, Mount, RootMount
@@ -229,10 +229,26 @@ def _keyring(manifest: Manifest, enclave: Enclave | None) -> Keyring:
     for name, text in fixed.items():
         keys.set(name, bytes.fromhex(text))
     if enclave is not None:
-        masks = manifest.sgx.seal_key.model_dump()
-        keys.set("_sgx_mrenclave", enclave.sealing_key(SealingPolicy.MRENCLAVE, **masks))
-        keys.set("_sgx_mrsigner", enclave.sealing_key(SealingPolicy.MRSIGNER, **masks))
+        _set_sealing_keys(keys, manifest, enclave, named)
     return keys
+
+
+def _set_sealing_keys(
+    keys: Keyring, manifest: Manifest, enclave: Enclave, mounted: set[str]
+) -> None:
+    """Set the keys that the platform derives; one that it lacks may stay unset if no mount uses it.
+
+    Raises:
+        UnsupportedByPlatformError: an encrypted mount uses a key that this platform does not have.
+    """
+    masks = manifest.sgx.seal_key.model_dump()
+    for policy in SealingPolicy:
+        name = f"_sgx_{policy.value}"
+        try:
+            keys.set(name, enclave.sealing_key(policy, **masks))
+        except UnsupportedByPlatformError:
+            if name in mounted:
+                raise
 
 
 def _rules(program: Program, journal: Journal) -> Rules:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cloister.errors import InputError
 from cloister.manifest.parse import parse_manifest
 from cloister.manifest.signed import SignedEnclave, load_signed
-from cloister.platforms.base import Enclave, choose_platform
+from cloister.platforms.base import Enclave, Platform
 from cloister.runtime.launch import Program
 
 
@@ -20,11 +20,11 @@ class SignedProgram:
     program: Program
     signed: SignedEnclave
 
-    def start(self, platform: str | None, libpal: Path | None) -> Enclave:
+    def start(self, platform: Platform, libpal: Path | None) -> Enclave:
         """Start the enclave.
 
         Args:
-            platform: name of the platform; None takes the best here.
+            platform: where it runs.
             libpal: the measured runtime image; None takes the one of this installation.
 
         Raises:
@@ -33,7 +33,7 @@ class SignedProgram:
         from cloister.platforms.image import runtime_image
 
         sgx = self.signed.manifest.sgx
-        return choose_platform(platform).start(
+        return platform.start(
             manifest=self.signed.manifest_bytes,
             sigstruct=self.signed.sigstruct,
             image=runtime_image() if libpal is None else libpal.read_bytes(),

@@ -120,6 +120,7 @@ class SimulatedEnclave:
     """
 
     simulated = True
+    event_log = b""
 
     def __init__(
         self, identity: EnclaveIdentity, processor: Processor, quoting: QuotingEnclave
