@@ -16,8 +16,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tdx_kernel import TdxKernel, mount
-
 from cloister.errors import CloisterError
 from cloister.platforms.base import SealingPolicy
 from cloister.platforms.tdx.platform import TdxEnclave, TdxPlatform
@@ -26,6 +24,7 @@ from cloister.platforms.tdx.register import FileRegister
 from cloister.platforms.tdx.reports import Reports
 from cloister.ratls.certificate import create_identity
 from signing import IMAGE, PARAMETERS, signed
+from tdx_kernel import TdxKernel, mount
 from worlds import World
 
 arguments: dict[str, Any] = json.loads(sys.argv[1])
