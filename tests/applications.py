@@ -122,7 +122,7 @@ class App:
         return self.run_shell(script, expect)
 
     def enclave_python(
-        self, program: str, *arguments: str, expect: int | None = 0
+        self, program: str, *arguments: str, expect: int | None = 0, timeout: int = 100
     ) -> subprocess.CompletedProcess[str]:
         """Build an enclave around the interpreter that runs the tests, and run a program in it."""
         self.mount("/programs", f"file:{PROGRAMS}")
@@ -137,4 +137,4 @@ class App:
                 trusted='{% for f in python.trusted_files %}"{{ f }}", {% endfor %}',
             )
         )
-        return self.cloister("run", "app", expect=expect)
+        return self.cloister("run", "app", expect=expect, timeout=timeout)
