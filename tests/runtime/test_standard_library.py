@@ -21,8 +21,10 @@ def libraries(app: App) -> App:
         pytest.skip(f"this Python came without its tests ({TESTS})")
     (app.directory / "files").mkdir()
     app.mount("/files", "file:files", "encrypted")
-    app.mount("/bin/sh", "file:/bin/sh")
-    app.trusted += ["file:/bin/sh", f"file:{TESTS}/"]
+    for path in ("/bin/sh", "/etc/passwd", "/etc/group"):
+        app.mount(path, f"file:{path}")
+        app.trusted.append(f"file:{path}")
+    app.trusted.append(f"file:{TESTS}/")
     app.settings["fs.insecure__keys.default"] = f'"{KEY}"'
     app.settings["fs.start_dir"] = '"/files"'
     app.settings["loader.env.TMPDIR"] = '"/files"'

@@ -99,12 +99,16 @@ class HostDirectory(Directory):
         self.scene = scene
         self.place = Place(scene, host, path, status)
         self.key_name = key_name
+        self._last: Attributes | None = None
         if key_name is None and scene.rules.changes_on_host(path):
             self.name_seconds = self.attribute_seconds = self.negative_seconds = HOST_SECONDS
 
     def attributes(self) -> Attributes:
-        """Return the host's attributes."""
-        return shown(self.scene, self.place.status(stat.S_IFDIR))
+        """Return the host's attributes; of a removed directory those that it had."""
+        if self._last is not None and self.place.is_lost:
+            return self._last._replace(links=0)
+        self._last = shown(self.scene, self.place.status(stat.S_IFDIR))
+        return self._last
 
     def detach(self) -> None:
         """The name is gone."""
@@ -146,6 +150,8 @@ class HostDirectory(Directory):
 
     def entries(self) -> list[tuple[bytes, int]]:
         """Return the names of the host's directory; links as the program sees them."""
+        if self.place.is_lost:
+            return []  # removed while somebody still stands in it
         with os.scandir(os.fsencode(self.place.use())) as listing:
             return [
                 (entry.name, _type_bits(entry) or self._type_of_link(entry.name))

@@ -391,7 +391,8 @@ def move_tree(scene: Scene, key_name: str, old: tuple[str, str], new: tuple[str,
     for node, target, path in moves:
         node.rename(target, path, 0)
     for source, target in others:
-        os.rename(source, target)
+        with contextlib.suppress(FileNotFoundError):  # a recovery file that is needed no more
+            os.rename(source, target)
     for below, status in reversed(directories):
         os.rmdir(f"{old_host}{below}")
         os.chmod(f"{new_host}{below}", stat.S_IMODE(status.st_mode))
