@@ -37,6 +37,8 @@ from cloister.provision.tables import AUDIT
 
 GENESIS = hashlib.sha256(b"cloister audit log 1").hexdigest()
 """What the first record follows."""
+_LAST = sa.select(AUDIT.c.sequence, AUDIT.c.hash).order_by(AUDIT.c.sequence.desc()).limit(1)
+_INSERT = sa.insert(AUDIT)
 _HASH = re.compile(r"[0-9a-f]{64}")
 _BATCH = 256
 _QUEUE = 8192
@@ -111,24 +113,25 @@ class AuditLog:
             AuditError: the log is damaged, or what this object wrote last is not in it.
         """
         with writing(self._engine, AUDIT) as connection:
-            self._require_written(connection)
             sequence, head = _end(connection)
+            self._require_written(connection, sequence, head)
             records = []
             for decision in decisions:
                 sequence += 1
                 record = _canonical(sequence, decision)
                 head = _chained(head, record)
                 records.append(AuditRecord(sequence, record, head, self._seal(head)))
-            connection.execute(sa.insert(AUDIT), [dataclasses.asdict(item) for item in records])
+            connection.execute(_INSERT, [vars(item) for item in records])
         self._written = records[-1]
         return records
 
-    def _require_written(self, connection: sa.Connection) -> None:
-        if self._written is None:
+    def _require_written(self, connection: sa.Connection, sequence: int, head: str) -> None:
+        written = self._written
+        if written is None or (written.sequence, written.hash) == (sequence, head):
             return
-        number = self._written.sequence
+        number = written.sequence
         found = connection.execute(sa.select(AUDIT.c.hash).where(AUDIT.c.sequence == number))
-        if found.scalar() != self._written.hash:
+        if found.scalar() != written.hash:
             raise AuditError(
                 f"audit log: record {number}, which this server wrote, is not in it any more",
                 hint="someone cut the log, or put an older one in its place; keep the database as"
@@ -183,9 +186,7 @@ class AuditLog:
 
 
 def _end(connection: sa.Connection) -> tuple[int, str]:
-    last = connection.execute(
-        sa.select(AUDIT.c.sequence, AUDIT.c.hash).order_by(AUDIT.c.sequence.desc()).limit(1)
-    ).first()
+    last = connection.execute(_LAST).first()
     if last is None:
         return 0, GENESIS
     if not _HASH.fullmatch(str(last.hash)):

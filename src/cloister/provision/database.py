@@ -45,7 +45,7 @@ def open_database(url: str) -> sa.Engine:
     if kind == "postgresql" and parsed.get_driver_name() != "psycopg":
         parsed = parsed.set(drivername="postgresql+psycopg")
     try:
-        engine = sa.create_engine(parsed, pool_pre_ping=True)
+        engine = sa.create_engine(parsed, pool_pre_ping=kind != "sqlite")
     except ModuleNotFoundError as error:
         raise InputError(
             "database: PostgreSQL needs the package psycopg",

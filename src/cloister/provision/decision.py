@@ -91,8 +91,7 @@ class Decision:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the decision for JSON."""
-        shown = dataclasses.asdict(self)
-        return shown | {"time": self.time.isoformat(), "outcome": self.outcome.value}
+        return vars(self) | {"time": self.time.isoformat(), "outcome": self.outcome.value}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, ParamSpec, Protocol, TypeVar
 
-from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
 
 from cloister.errors import InputError, RaTlsError
@@ -171,10 +170,10 @@ class Channel(Generic[J]):
         return self._peer.judgement
 
     def _shown_certificates(self) -> set[bytes]:
-        leaf = self._connection.get_peer_certificate(as_cryptography=True)
-        chain = self._connection.get_peer_cert_chain(as_cryptography=True) or []
+        leaf = self._connection.get_peer_certificate()
+        chain = self._connection.get_peer_cert_chain() or []
         shown = [leaf, *chain] if leaf is not None else chain
-        return {certificate.public_bytes(Encoding.DER) for certificate in shown}
+        return {crypto.dump_certificate(crypto.FILETYPE_ASN1, item) for item in shown}
 
     @property
     def _peer(self) -> _Peer[J]:
