@@ -29,9 +29,9 @@ from cloister.provision.client import (
     ServerAddress,
     fetch_secret,
     parse_servers,
-    without_provisioning,
 )
 from cloister.provision.protocol import REQUEST
+from cloister.provision.variables import without_provisioning
 from cloister.sgx.quote import QuoteSignature, pack_quote_v3
 
 UTC = datetime.timezone.utc
@@ -173,6 +173,12 @@ def test_the_program_gets_a_clean_environment(preload: str, left: str | None) ->
     after = without_provisioning(before)
     expected = {"SECRET_PROVISION_CA_CHAIN_PATH": "ca.crt", "X": "y"}
     assert after == expected | ({"LD_PRELOAD": left} if left else {})
+
+
+def test_where_nothing_is_asked_for_the_variables_stay() -> None:
+    before = {"SECRET_PROVISION_CONSTRUCTOR": "0", "SECRET_PROVISION_SECRET_STRING": "mine"}
+    preload = {"LD_PRELOAD": "libsecret_prov_attest.so"}
+    assert without_provisioning(before | preload) == before
 
 
 class Peer:
@@ -456,6 +462,14 @@ def test_when_none_helps_each_has_its_reason(peer: Peer, certificates: ServerCer
     assert f"localhost:{free}: cannot connect" in caught.value.message
     assert f"localhost:{peer.port}: it ended the connection" in caught.value.message
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70])
+def test_a_name_that_no_host_can_have(
+    peer: Peer, certificates: ServerCertificates, host: str
+) -> None:
+    with pytest.raises(ProvisioningError, match=f"{host}:1: cannot connect"):
+        ask(peer, certificates, {"SECRET_PROVISION_SERVERS": f"{host}:1"})
 
 
 def test_a_ca_file_without_certificate_is_named(peer: Peer) -> None:

@@ -225,6 +225,7 @@ def test_graphene_gets_hexadecimal(setting: Setting, serve: Callable[..., Server
     assert bytes.fromhex(answer["secret"]) == KEY.hex().encode() + b"\0"
     assert answer["key"] == KEY.hex()
     assert answer["key_name"] == "default"
+    assert answer["environment"] == {"SECRET_PROVISION_SECRET_STRING": KEY.hex()}
 
 
 def test_a_string_goes_to_the_environment(setting: Setting, serve: Callable[..., Server]) -> None:

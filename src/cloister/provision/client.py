@@ -6,6 +6,7 @@ that library is done here, so that no library is needed and a failure has a reas
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -23,6 +24,15 @@ from cloister.errors import (
     ProvisioningRefusedError,
 )
 from cloister.provision import protocol
+from cloister.provision.variables import (
+    CA_CHAIN_PATH,
+    SECRET_STRING,
+    SERVERS,
+    SET_KEY,
+    SET_PF_KEY,
+    YES,
+    is_asked,
+)
 from cloister.ratls.certificate import (
     DEFAULT_NOT_AFTER,
     DEFAULT_NOT_BEFORE,
@@ -33,15 +43,6 @@ from cloister.ratls.certificate import (
 from cloister.ratls.client import client_context
 from cloister.ratls.deadline import Deadline
 
-CONSTRUCTOR = "SECRET_PROVISION_CONSTRUCTOR"
-SERVERS = "SECRET_PROVISION_SERVERS"
-CA_CHAIN_PATH = "SECRET_PROVISION_CA_CHAIN_PATH"
-SET_KEY = "SECRET_PROVISION_SET_KEY"
-SET_PF_KEY = "SECRET_PROVISION_SET_PF_KEY"
-SECRET_STRING = "SECRET_PROVISION_SECRET_STRING"  # noqa: S105  (a variable's name)
-LD_PRELOAD = "LD_PRELOAD"
-LIBRARY = "libsecret_prov_attest.so"
-
 DEFAULT_SERVERS = "localhost:4433"
 DEFAULT_KEY_NAME = "default"
 """Graphene has one key without a name; it is the wrap key called ``default`` today."""
@@ -49,8 +50,6 @@ WRAP_KEY_SIZE = 16
 MAX_STRING_SIZE = 4096
 DEFAULT_TIMEOUT = 30.0
 """Seconds for one server: connecting, handshake and answer together."""
-
-_YES = ("1", "true", "TRUE")
 
 
 class Quoting(Protocol):
@@ -110,7 +109,7 @@ class ProvisioningRequest:
         Raises:
             InputError: a variable is missing or malformed.
         """
-        if environment.get(CONSTRUCTOR) not in _YES:
+        if not is_asked(environment):
             return None
         ca_path = environment.get(CA_CHAIN_PATH)
         if not ca_path:
@@ -119,7 +118,7 @@ class ProvisioningRequest:
                 hint=f'loader.env.{CA_CHAIN_PATH} = "certs/ca.crt", and trust that file',
             )
         named = environment.get(SET_KEY)
-        graphene = named is None and environment.get(SET_PF_KEY) in _YES
+        graphene = named is None and environment.get(SET_PF_KEY) in YES
         if named is not None and not _is_key_name(named):
             raise InputError(f"{SET_KEY}: {named!r} is not a key name")
         not_before, not_after = validity_from(environment)
@@ -171,27 +170,6 @@ class Provisioned:
         for value in (self.secret, self.key):
             if value is not None:
                 value[:] = bytes(len(value))
-
-
-def without_provisioning(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment that the application gets after key release.
-
-    The constructor variable and any preset secret are gone, so that children do not ask again,
-    and ``LD_PRELOAD`` no longer names the library whose work is done.
-    """
-    result = {
-        name: value
-        for name, value in environment.items()
-        if name not in (CONSTRUCTOR, SECRET_STRING)
-    }
-    if LD_PRELOAD in result:
-        entries = [item for item in re.split(r"[ :]+", result[LD_PRELOAD]) if item]
-        kept = [item for item in entries if item.rpartition("/")[2] != LIBRARY]
-        if kept != entries:
-            del result[LD_PRELOAD]
-            if kept:
-                result[LD_PRELOAD] = ":".join(kept)
-    return result
 
 
 def parse_servers(text: str, where: str) -> tuple[ServerAddress, ...]:
@@ -288,9 +266,10 @@ def _fetch_from(
     deadline = Deadline(timeout)
     try:
         raw = socket.create_connection((server.host, server.port), deadline.remaining())
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # of a name that no host can have
+        reason = error.strerror if isinstance(error, OSError) else None
         raise ProvisioningError(
-            f"cannot connect ({error.strerror or error})",
+            f"cannot connect ({reason or error})",
             hint="is the key server running there, and does a firewall let us through?",
         ) from error
     with raw:
@@ -307,7 +286,9 @@ def _exchange(
             tls.settimeout(deadline.remaining())
             tls.sendall(protocol.REQUEST)
             head = _read_exactly(tls, protocol.RESPONSE_HEAD_SIZE, deadline)
-            return _read_exactly(tls, protocol.decode_head(bytes(head)), deadline)
+            secret = _read_exactly(tls, protocol.decode_head(bytes(head)), deadline)
+            _say_goodbye(tls)
+            return secret
     except ssl.SSLCertVerificationError as error:
         raise ProvisioningError(
             f"its certificate is not believed ({error.verify_message})",
@@ -351,13 +332,23 @@ def _read_exactly(tls: ssl.SSLSocket, size: int, deadline: Deadline) -> bytearra
     return received
 
 
+def _say_goodbye(tls: ssl.SSLSocket) -> None:
+    """Send close_notify and do not wait for the server's: what it had to say is here."""
+    with contextlib.suppress(OSError):
+        tls.settimeout(0)
+        tls.unwrap()
+
+
 def _interpret(
     server: ServerAddress, secret: bytearray, request: ProvisioningRequest
 ) -> Provisioned:
     if request.key_name is None:
         return Provisioned(server, secret, None, None, {SECRET_STRING: _as_string(secret)})
     key = _as_key(secret, accepts_hex=request.accepts_hex)
-    return Provisioned(server, secret, request.key_name, key, {})
+    # Graphene's programs get the key in the variable besides; Gramine's do not.
+    is_text = request.accepts_hex and len(secret) != WRAP_KEY_SIZE
+    variables = {SECRET_STRING: _as_string(secret)} if is_text else {}
+    return Provisioned(server, secret, request.key_name, key, variables)
 
 
 def _as_key(secret: bytearray, *, accepts_hex: bool) -> bytearray:

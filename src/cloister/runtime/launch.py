@@ -25,6 +25,7 @@ from cloister.manifest.index import TrustedIndex
 from cloister.manifest.model import Manifest, Mount, RootMount
 from cloister.manifest.uris import file_path
 from cloister.platforms.base import Enclave, SealingPolicy
+from cloister.provision.variables import SET_KEY, is_asked, without_provisioning
 from cloister.runtime.alertness import Alertness
 from cloister.runtime.attestation import SEALING_KEYS, attestation_directory
 from cloister.runtime.environment import arguments, declared, environment
@@ -133,11 +134,7 @@ class _Run:
         host = self._program.host_environment
         secrets = self._provision(declared(self._manifest, host))
         variables = environment(self._manifest, host, self._read_uri)
-        if self._enclave is not None:
-            from cloister.provision.client import without_provisioning
-
-            variables = without_provisioning(variables) | secrets
-        extra_names = self._manifest.sys.enable_extra_runtime_domain_names_conf
+        variables = without_provisioning(variables) | secrets
         plan = Plan(
             executable=self._inside(self._manifest.libos.entrypoint),
             arguments=arguments(self._manifest, self._program.arguments, self._read_uri),
@@ -157,9 +154,9 @@ class _Run:
 
     def _provision(self, settings: dict[str, str]) -> dict[str, str]:
         """Fetch the secrets that the manifest asks for; return variables for the program."""
-        if self._enclave is None:
+        if self._enclave is None or not (is_asked(settings) or self._manifest.cloister.keys):
             return {}
-        from cloister.provision.client import SET_KEY, ProvisioningRequest
+        from cloister.provision.client import ProvisioningRequest
 
         asked = ProvisioningRequest.from_environment(settings, self._read_inside)
         requests = [] if asked is None else [(SET_KEY, asked)]
