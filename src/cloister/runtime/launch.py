@@ -135,6 +135,7 @@ class _Run:
         secrets = self._provision(declared(self._manifest, host))
         variables = environment(self._manifest, host, self._read_uri)
         variables = without_provisioning(variables) | secrets
+        extra_names = self._manifest.sys.enable_extra_runtime_domain_names_conf
         plan = Plan(
             executable=self._inside(self._manifest.libos.entrypoint),
             arguments=arguments(self._manifest, self._program.arguments, self._read_uri),
