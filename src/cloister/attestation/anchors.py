@@ -66,8 +66,8 @@ class TrustAnchor:
         Raises:
             InputError: not one PEM certificate.
         """
-        data = pem.encode() if isinstance(pem, str) else pem
         try:
+            data = pem.encode() if isinstance(pem, str) else pem
             (certificate,) = x509.load_pem_x509_certificates(data)
         except (ValueError, x509.InvalidVersion) as error:
             raise InputError("root certificate: expected exactly one PEM certificate") from error
