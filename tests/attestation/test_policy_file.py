@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.attestation import Collateral, Verdict, intel, verify_quote
-from cloister.attestation.policy_file import parse_policy
+from cloister.attestation.policy_file import _File, parse_policy
+from cloister.attestation.status import TCB_STATUSES
 from cloister.errors import (
     EnclaveAttributesError,
     PolicyError,
@@ -185,3 +187,20 @@ def test_garbage_is_refused(data: bytes) -> None:
 def test_an_oversized_policy_is_refused() -> None:
     with pytest.raises(PolicyError, match="at most"):
         parse_policy("#" * 2_000_000)
+
+
+def test_the_policies_in_the_documentation_can_be_used() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "attestation.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```toml\n(version = 1\n.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        whole = re.sub(r'"(\w\w)…"', lambda match: f'"{match[1] * 32}"', block)
+        assert "MRENCLAVE" in parse_policy(whole, "docs/attestation.md").describe()
+
+
+def test_the_documentation_names_every_entry_and_status() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "attestation.md").read_text(encoding="utf-8")
+    for name, field in _File.model_fields.items():
+        assert re.search(rf"`(\[\[)?{field.alias or name}\b", page) or name[:4] == "rtmr"
+    for status in TCB_STATUSES:
+        assert f"`{status}`" in page
