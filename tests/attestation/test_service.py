@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -176,6 +178,31 @@ def test_a_service_that_cannot_be_reached_is_named(url: str) -> None:
     with pytest.raises(CollateralFetchError, match="/tcb") as caught:
         CollateralService(url, intel(), httpx.Client(timeout=2)).get(KINDS["sgx"])
     assert caught.value.hint
+
+
+def test_an_answer_that_trickles_for_ever_is_given_up() -> None:
+    """Every byte comes in time, the whole answer never."""
+
+    class Trickle(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.02)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    with pytest.raises(CollateralFetchError, match=r"no whole answer in 0\.3 seconds"):
+        CollateralService(url, intel(), seconds=0.3).get(KINDS["sgx"])
+    server.shutdown()
+    server.server_close()
 
 
 def test_intels_root_says_where_its_list_is() -> None:

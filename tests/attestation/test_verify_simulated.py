@@ -314,6 +314,15 @@ def test_an_authenticator_chooses_collateral_by_root_and_platform(
     assert authentication.evidence.anchor == world.anchor
 
 
+def test_the_freshest_collateral_counts(world: World) -> None:
+    """A file that has run out does no harm beside a new one, in whatever order they are named."""
+    old = world.collateral(Conditions(lifetime=datetime.timedelta(minutes=-1)))
+    for known in ([old, world.collateral()], [world.collateral(), old]):
+        trust = Trust(tuple((world.anchor, collateral) for collateral in known))
+        verdict = Authenticator(trust, lambda: world.now).authenticate(world.quote())
+        assert verdict.judge(MrEnclave(PRODUCTION.mr_enclave)).accepted
+
+
 def test_an_authenticator_without_the_platforms_collateral_refuses(world: World) -> None:
     foreign = world.edited("tcb_info", fmspc="000000000000")
     trust = Trust(((world.anchor, foreign),))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import subprocess
 import urllib.parse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import dcap_qvl  # type: ignore[import-untyped]
 import httpx
 import pytest
 from cryptography import x509
 
-from cloister.attestation import TrustAnchor
+from cloister.attestation import Collateral, TrustAnchor
 from cloister.attestation.dcap import kind_of
 from cloister.attestation.pcs import Answer
 from cloister.attestation.policy import MrEnclave
@@ -53,6 +55,19 @@ def client(simulated: SimulatedPlatform, client_of: ClientOf) -> httpx.Client:
 
 def service_of(client: httpx.Client, anchor: TrustAnchor) -> CollateralService:
     return CollateralService(str(client.base_url), anchor, client)
+
+
+def test_dcap_qvls_own_client_gets_what_was_published(
+    simulated: SimulatedPlatform, start_enclave: Start, client: httpx.Client
+) -> None:
+    """A client that we did not write: it knows the API of Intel's and of other people's PCCS."""
+    quote = start_enclave(simulated).quote(bytes(64))
+
+    async def fetch() -> dcap_qvl.QuoteCollateralV3:
+        return await dcap_qvl.get_collateral(str(client.base_url).rstrip("/"), quote)
+
+    fetched = Collateral.from_json(asyncio.run(fetch()).to_json())
+    assert fetched == simulated.export().collateral
 
 
 def test_what_is_served_is_what_is_exported(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import datetime
 import hashlib
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import httpx
@@ -38,10 +39,18 @@ class CollateralService:
         url: base address, e.g. ``https://api.trustedservices.intel.com`` or a PCCS.
         anchor: the root whose revocation list belongs to the collateral.
         client: makes the requests; its timeouts and trust settings count.
+        seconds: for each of the four answers.
     """
 
-    def __init__(self, url: str, anchor: TrustAnchor, client: httpx.Client | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        anchor: TrustAnchor,
+        client: httpx.Client | None = None,
+        seconds: float = TIMEOUT,
+    ) -> None:
         self._url = url.rstrip("/")
+        self._seconds = seconds
         self._anchor = anchor
         self._client = client or httpx.Client(timeout=TIMEOUT)
 
@@ -69,29 +78,51 @@ class CollateralService:
         return self._get(self._url + ROOT_CRL_PATH)
 
     def _get(self, url: str) -> Answer:
-        try:
-            with self._client.stream("GET", url) as response:
-                body = bytearray()
-                for piece in response.iter_bytes():
-                    body += piece
-                    if len(body) > MAX_COLLATERAL_SIZE:
-                        raise CollateralFetchError(f"{url}: more than {MAX_COLLATERAL_SIZE} bytes")
-                if response.status_code != httpx.codes.OK:
-                    raise CollateralFetchError(
-                        f"{url}: HTTP status {response.status_code}", hint=_hint(response)
-                    )
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                return Answer(bytes(body), headers)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise CollateralFetchError(f"{url}: {error or type(error).__name__}") from error
+        status, answer = fetch(self._client, url, seconds=self._seconds)
+        if status != httpx.codes.OK:
+            raise CollateralFetchError(f"{url}: HTTP status {status}", hint=_HINTS.get(status))
+        return answer
 
 
-def _hint(response: httpx.Response) -> str | None:
-    if response.status_code == httpx.codes.NOT_FOUND:
-        return "the service does not know this kind of platform (FMSPC), or is another service"
-    if response.status_code == httpx.codes.UNAUTHORIZED:
-        return "the service wants an API key"
-    return None
+_HINTS: dict[int, str] = {
+    httpx.codes.NOT_FOUND: "the service does not know this kind of platform (FMSPC), or is another"
+    " service",
+    httpx.codes.UNAUTHORIZED: "the service wants an API key",
+}
+
+
+def fetch(
+    client: httpx.Client,
+    url: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    seconds: float = TIMEOUT,
+) -> tuple[int, Answer]:
+    """Return the status and the answer of a GET request, bounded in size and in time.
+
+    Args:
+        client: makes the request; its own timeouts are for single steps.
+        url: what to ask for.
+        headers: sent with the request.
+        seconds: for the whole answer, however slowly it trickles.
+
+    Raises:
+        CollateralFetchError: no whole answer.
+    """
+    end = time.monotonic() + seconds
+    try:
+        with client.stream("GET", url, headers=headers) as response:
+            body = bytearray()
+            for piece in response.iter_bytes():
+                body += piece
+                if len(body) > MAX_COLLATERAL_SIZE:
+                    raise CollateralFetchError(f"{url}: more than {MAX_COLLATERAL_SIZE} bytes")
+                if time.monotonic() > end:
+                    raise CollateralFetchError(f"{url}: no whole answer in {seconds:g} seconds")
+            found = {name.lower(): value for name, value in response.headers.items()}
+            return response.status_code, Answer(bytes(body), found)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise CollateralFetchError(f"{url}: {error or type(error).__name__}") from error
 
 
 def crl_location(anchor: TrustAnchor) -> str:

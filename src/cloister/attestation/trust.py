@@ -11,6 +11,7 @@ from collections.abc import Callable
 from cloister.attestation.anchors import TrustAnchor
 from cloister.attestation.collateral import Collateral
 from cloister.attestation.dcap import kind_of
+from cloister.attestation.expiry import expires
 from cloister.attestation.pcs import Source
 from cloister.attestation.verify import Authentication, authenticate_quote
 from cloister.errors import CollateralError
@@ -47,9 +48,14 @@ class Trust:
             MalformedQuoteError: the quote does not say its FMSPC.
         """
         wanted = kind_of(quote)
-        for owner, collateral in self.known:
-            if owner == anchor and tee_and_fmspc(collateral) == (wanted.tee, wanted.fmspc):
-                return collateral
+        known = [
+            collateral
+            for owner, collateral in self.known
+            if owner == anchor and tee_and_fmspc(collateral) == (wanted.tee, wanted.fmspc)
+        ]
+        if known:
+            # An owner who adds a fresh file may well leave the old one where it was.
+            return max(known, key=expires) if len(known) > 1 else known[0]
         for owner, source in self.sources:
             if owner == anchor:
                 return source.get(wanted)

@@ -17,10 +17,9 @@ import sqlalchemy as sa
 from cryptography import x509
 
 from cloister.attestation.anchors import TrustAnchor
-from cloister.attestation.collateral import MAX_COLLATERAL_SIZE
 from cloister.attestation.expiry import parse_time
 from cloister.attestation.pcs import Answer, signed_member
-from cloister.attestation.service import INTEL_PCS, crl_location
+from cloister.attestation.service import INTEL_PCS, crl_location, fetch
 from cloister.errors import CollateralError, CollateralFetchError, CollateralNotFoundError
 
 REFRESH_BEFORE = datetime.timedelta(days=7)
@@ -119,20 +118,17 @@ class CachingBackend:
         headers = {}
         if self._api_key is not None and path.endswith("/pckcert"):
             headers["Ocp-Apim-Subscription-Key"] = self._api_key
-        try:
-            response = self._client.get(url, headers=headers)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise CollateralFetchError(f"{url}: {error or type(error).__name__}") from error
-        if response.status_code in (httpx.codes.NOT_FOUND, httpx.codes.BAD_REQUEST):
+        status, answer = fetch(self._client, url, headers=headers)
+        if status in (httpx.codes.NOT_FOUND, httpx.codes.BAD_REQUEST):
             raise CollateralNotFoundError(f"the service has no {path} for these parameters")
-        if response.status_code != httpx.codes.OK or len(response.content) > MAX_COLLATERAL_SIZE:
-            raise CollateralFetchError(f"{url}: HTTP status {response.status_code}")
+        if status != httpx.codes.OK:
+            raise CollateralFetchError(f"{url}: HTTP status {status}")
         kept = {
-            name.lower(): value
-            for name, value in response.headers.items()
-            if name.lower().startswith(("sgx-", "tcb-info-", "cloister-"))
+            name: value
+            for name, value in answer.headers.items()
+            if name.startswith(("sgx-", "tcb-info-", "cloister-"))
         }
-        return Answer(response.content, kept)
+        return Answer(answer.body, kept)
 
     def _expires(self, path: str, answer: Answer) -> datetime.datetime:
         if path.endswith("/tcb"):
