@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cloister.encrypted.stream import decrypt
+from cloister.encrypted.stream import decrypt, encrypt
 from cloister.graphene import pf_crypt
 from cloister.graphene.options import Option, parse
 
@@ -40,6 +40,12 @@ def test_the_commands_of_the_tutorial(work: Path, capsys: pytest.CaptureFixture[
     assert pf_crypt.run(["decrypt", *KEY, "-i", "input.jpg", "-o", "plaintext/back", "-V"]) == 0
     assert capsys.readouterr().out == "Decrypting: input.jpg -> plaintext/back\n"
     assert (work / "plaintext" / "back").read_bytes() == expected
+
+
+def test_a_path_that_graphenes_tool_embedded_as_typed_verifies(work: Path) -> None:
+    (work / "x").write_bytes(encrypt(b"content", bytes(range(16)), "./sub/../x", version=1))
+    assert pf_crypt.run(["decrypt", *KEY, "-i", "./x", "-o", "back", "-V"]) == 0
+    assert (work / "back").read_bytes() == b"content"
 
 
 def test_directories_are_processed_with_all_below(

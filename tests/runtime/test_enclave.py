@@ -177,6 +177,20 @@ def test_a_file_moved_on_the_host_is_refused(shell: App) -> None:
     assert "secret/two" in done.stderr
 
 
+def test_a_directory_moves_though_a_write_in_it_was_interrupted(shell: App) -> None:
+    """The write is undone, and the recovery file has done its work."""
+    shell.enclave_shell("mkdir /secret/old; echo content > /secret/old/file")
+    file = shell.directory / "secret" / "old" / "file"
+    complete = file.read_bytes()
+    file.with_name("file.gramine.recovery").write_bytes(bytes(8) + complete)
+    file.write_bytes(complete[:58] + b"\1" + bytes(4037))
+    done = shell.enclave_shell("mv /secret/old /secret/new; cat /secret/new/file")
+    assert done.stdout == "content\n"
+    assert list((shell.directory / "secret" / "new").iterdir()) == [
+        shell.directory / "secret" / "new" / "file"
+    ]
+
+
 def test_the_platform_refuses_a_manifest_that_was_not_signed(shell: App) -> None:
     shell.build_shell()
     signed = shell.directory / "app.manifest.sgx"

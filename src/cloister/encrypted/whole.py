@@ -37,7 +37,8 @@ _OWNER = stat.S_IRUSR | stat.S_IWUSR
 class Expected(NamedTuple):
     """What a file's embedded path has to be.
 
-    ``path`` must be equal; ``ending`` must be its last parts; None does not compare.
+    ``path`` must be equal, but for the spelling: Graphene's tool embeds ``./x`` as it was typed.
+    ``ending`` must be its last parts; None does not compare.
     """
 
     path: str | None = None
@@ -57,7 +58,7 @@ class Expected(NamedTuple):
             RenamedError: the file was encrypted for another path.
         """
         found = content.embedded_path
-        if self.path is not None and found != self.path:
+        if self.path is not None and normalise(found) != self.path:
             raise RenamedError(
                 f"{content.name}: encrypted for another path: expected {self.path!r}, "
                 f"found {found!r}"
