@@ -7,6 +7,7 @@ into 512-byte sectors or kept in part, file by file. Then the file is opened aga
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 
@@ -30,12 +31,15 @@ class PowerLoss(BaseException):
 class Disk:
     """The synced bytes and the operations since, of some files; stops after ``budget``."""
 
-    def __init__(self, files: dict[str, bytes], budget: int | None = None) -> None:
+    def __init__(
+        self, files: dict[str, bytes], budget: int | None = None, *, tears: bool = True
+    ) -> None:
         self.synced: dict[str, bytes | None] = dict(files)
         self.now: dict[str, MemoryBacking] = {n: MemoryBacking(c) for n, c in files.items()}
         self.pending: dict[str, list[tuple[int, bytes | None]]] = {n: [] for n in files}
         self.removed: set[str] = set()
         self.budget = budget
+        self.tears = tears  # whether the operation that does not happen may happen in part
         self.operations = 0
 
     def step(self) -> None:
@@ -46,15 +50,20 @@ class Disk:
 
     def write(self, name: str, offset: int, data: bytes) -> None:
         """Do a write, or a truncate when there is no data; the last one may be torn."""
-        self.pending[name].append((offset, data))
-        self.step()
+        self._begin(name, (offset, data))
         self.now[name].pwrite(offset, data)
 
     def truncate(self, name: str, size: int) -> None:
         """Set the size."""
-        self.pending[name].append((size, None))
-        self.step()
+        self._begin(name, (size, None))
         self.now[name].truncate(size)
+
+    def _begin(self, name: str, change: tuple[int, bytes | None]) -> None:
+        if self.tears:
+            self.pending[name].append(change)
+        self.step()
+        if not self.tears:
+            self.pending[name].append(change)
 
     def sync(self, name: str) -> None:
         """Make all that was done to a file last."""
@@ -367,6 +376,35 @@ def test_a_crash_while_a_crash_is_undone_changes_nothing(name: str) -> None:
                 else:
                     break
             assert j > 2
+
+
+@pytest.mark.parametrize("name", ["small", "first growth", "overwrite"])
+def test_a_power_loss_after_a_kill_leaves_a_flushed_content(name: str) -> None:
+    """What a killed process wrote is there for the next one, and yet not on the disk."""
+    content, limit, steps = SCRIPTS[name]
+    start = {"main": encrypted(content)}
+    whole = Disk(start)
+    run(whole, content, limit, steps)
+    for k in range(0, whole.operations):
+        killed = Disk(start, k, tears=False)
+        allowed = run(killed, content, limit, steps)
+        for j in range(100):
+            disk = copy.deepcopy(killed)
+            disk.budget, disk.tears = k + j, True
+            later = [*allowed]
+            with contextlib.suppress(PowerLoss):
+                file = open_on(disk)
+                found = file.read(0, 1 << 20)
+                assert found in allowed
+                file.write(1, b"!")
+                changed = found[:1] + b"!" + found[2:]
+                later = [*allowed, changed]
+                file.flush()
+                later = [changed]
+            for files in outcomes(disk, j)[:3]:
+                assert content_of(files, writable=False) in later
+            if disk.operations < k + j:
+                break
 
 
 def undo_as_gramine_does(files: dict[str, bytes]) -> dict[str, bytes]:

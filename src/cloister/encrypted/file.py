@@ -218,6 +218,7 @@ def _finish_interrupted_write(path: Path, key: bytes) -> None:
         return
     try:
         marked = checks.is_marked(main)
+        main.fsync()  # that it is not marked must last before its recovery file goes
     finally:
         main.close()
     if marked:

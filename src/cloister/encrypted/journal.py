@@ -176,8 +176,28 @@ class UndoJournal:
             self._end = host_nodes * NODE_SIZE
             self._main.truncate(self._end)
 
+    def _end_at_a_node(self) -> None:
+        """Complete the last node: a write that failed may have ended inside one."""
+        size = self._main.size()
+        if size % NODE_SIZE:
+            self._main.truncate(size + -size % NODE_SIZE)
+
+    def _settle(self) -> None:
+        """Make the state that was found last, before a recovery file that lies there goes.
+
+        A process that was killed, or a sync that failed, while the mark was taken off leaves a file
+        that looks unmarked and whose disk still holds the mark.
+        """
+        old = self._store.open()
+        if old is not None:
+            old.close()
+            start, end = PENDING_MARK.offset, PENDING_MARK.end
+            self._main.pwrite(start, self._node0[start:end])
+            self._sync(self._main)
+
     def _append(self, nodes: list[int]) -> None:
         if self._log is None:
+            self._settle()
             self._log = self._store.create()
         end = self._log_end
         for first, count in runs(nodes, _RUN_LIMIT):
@@ -211,6 +231,7 @@ class UndoJournal:
         self.protect(())
         if self._marked:
             self._main.pwrite(0, mark_pending(node0))
+            self._end_at_a_node()
             self._sync(self._main)
             self._unmark(node0, host_nodes)
         else:
