@@ -509,6 +509,62 @@ def test_a_recovery_file_that_could_not_be_written_is_written_anew() -> None:
     assert content_of(undo_as_gramine_does(crashed), writable=False) == content
 
 
+def test_a_recovery_file_that_could_not_be_emptied_is_written_anew() -> None:
+    """Its records are of the state before the last; the next recovery must not find them first."""
+
+    class Stuck(DiskFile):
+        def truncate(self, size: int) -> None:
+            if size == 0:
+                raise OSError(5, "Input/output error")
+            super().truncate(size)
+
+    class Store(DiskStore):
+        def create(self) -> DiskFile:
+            super().create()
+            return Stuck(self.disk, "log")
+
+    disk = Disk({"main": encrypted(BODY[:60000])})
+    file = EncryptedFile.open(
+        DiskFile(disk, "main"), KEY, None, name="main", store=Store(disk), writable=True
+    )
+    file.write(0, b"1" * 50_000)
+    with pytest.raises(OSError, match="Input/output"):
+        file.flush()
+    committed = file.read(0, 60_000)
+    assert content_of(disk.after_crash(lambda: True), writable=False) == committed
+    file.write(30_000, b"2" * 9000)
+    file._nodes.seal()
+    assert disk.now["main"].pread(58, 1) == b"\1"
+    assert content_of(disk.after_crash(lambda: True), writable=False) == committed
+
+
+def test_a_write_that_was_taken_in_part_leaves_whole_nodes() -> None:
+    class Full(DiskFile):
+        def pwrite(self, offset: int, data: Buffer) -> None:
+            if offset < 40_000:
+                super().pwrite(offset, data)
+                return
+            super().pwrite(offset, bytes(data)[:1000])
+            raise OSError(28, "No space left on device")
+
+    disk = Disk({"main": encrypted(BODY[:9000])})
+    file = EncryptedFile.open(
+        Full(disk, "main"),
+        KEY,
+        None,
+        name="main",
+        store=DiskStore(disk),
+        writable=True,
+        waiting_limit=2,
+    )
+    with pytest.raises(OSError, match="No space"):
+        file.write(9000, bytes(60_000))
+    file.truncate(5000)
+    file.flush()
+    for found in (disk.after_crash(lambda: False), disk.after_crash(lambda: True)):
+        assert content_of(found, writable=True) == BODY[:5000]
+
+
 class Refusing(DiskFile):
     """A file on which one operation fails, as on a full or failing disk."""
 

@@ -300,6 +300,7 @@ class UndoJournal:
         self._node0, self._host_nodes = node0, host_nodes
         self._marked = False
         self._logged.clear()
+        self._log_end = 0
         self._broken = False
 
     def _cut(self) -> None:
@@ -308,7 +309,6 @@ class UndoJournal:
             self._main.truncate(self._end)
         if self._log is not None:
             self._log.truncate(0)
-        self._log_end = 0
 
     def _sync(self, backing: Backing) -> None:
         self._broken = True  # after a failed sync the kernel forgets what it could not write
@@ -324,8 +324,10 @@ class UndoJournal:
             )
 
     def sync(self) -> None:
-        """Do nothing more: a commit is durable, and what it cuts off belongs to no state."""
+        """Make last what was found; a commit already does, and what it cuts off is no state."""
         self._check()
+        if self._log is None:
+            self._settle()
 
     def close(self) -> None:
         """Remove the recovery file, unless an unfinished write still needs it."""
