@@ -146,21 +146,24 @@ class DiskStore:
     def __init__(self, disk: Disk, name: str = "log") -> None:
         self.disk = disk
         self.name = name
+        self.mine = False
 
     def needed(self) -> bool:
         return True
 
     def open(self) -> DiskFile | None:
-        there = self.name in self.disk.now and self.name not in self.disk.removed
-        return DiskFile(self.disk, self.name) if there else None
+        self.mine = self.name in self.disk.now and self.name not in self.disk.removed
+        return DiskFile(self.disk, self.name) if self.mine else None
 
     def create(self) -> DiskFile:
         self.disk.create(self.name)
+        self.mine = True
         return DiskFile(self.disk, self.name)
 
     def remove(self) -> None:
-        if self.name in self.disk.now:
+        if self.mine:
             self.disk.remove(self.name)
+            self.mine = False
 
 
 def open_on(
