@@ -50,6 +50,7 @@ from cloister.sgx.epid import is_epid, parse_epid_quote
 from cloister.sgx.quote import parse_quote
 from cloister.sgx.report import Report
 from cloister.sgx.sigstruct import Sigstruct
+from cloister.tdx.event_log import ProgramEvent, decode_log, encode_log, replay
 from worlds import World
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -203,7 +204,19 @@ def run_evidence(data: bytes) -> None:
 
 def evidence_seeds() -> list[bytes]:
     claims = encode_claims(b"spki")
-    return [claims, bytes.fromhex("d9ea6082430102035833") + claims]
+    with_log = encode_claims(b"spki", event_log_seeds()[1])
+    return [claims, bytes.fromhex("d9ea6082430102035833") + claims, with_log]
+
+
+def run_event_log(data: bytes) -> None:
+    events = decode_log(data)
+    replay(events)
+    assert encode_log(events) == data
+
+
+def event_log_seeds() -> list[bytes]:
+    event = ProgramEvent(b"e" * 32, b"s" * 32, 4, 7, 3)
+    return [encode_log([]), encode_log([event] * 3)]
 
 
 def run_provision(data: bytes) -> None:
@@ -382,6 +395,7 @@ TARGETS: dict[str, Target] = {
     "ias-report": Target(run_ias, ias_seeds, words=_JSON),
     "certificate": Target(run_certificate, lambda: [identity().der]),
     "evidence": Target(run_evidence, evidence_seeds),
+    "event-log": Target(run_event_log, event_log_seeds),
     "provision": Target(run_provision, lambda: [protocol.REQUEST, protocol.encode_head(5)]),
     "pcs": Target(run_pcs, pcs_seeds, words=_JSON),
     "policy": Target(run_policy, lambda: [POLICY], words=_TOML),
