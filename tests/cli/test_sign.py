@@ -168,6 +168,18 @@ def test_passphrases(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert Path("app.sig").exists()
 
 
+def test_build_takes_a_passphrase_too(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("secret").write_text("correct horse\n")
+    openssl("rsa", "-in", "key.pem", "-aes256", "-passout", "file:secret", "-out", "locked.pem")
+    Path("new.manifest.template").write_text('libos.entrypoint = "/x"\n')
+    building = ["build", "new.manifest.template", "--libpal", "pal.so", "--key", "locked.pem"]
+    assert run([*building, "--passphrase-file", "secret"]) == 0
+    expected = json.loads((SIGNING / "app.sig.json").read_text())["mr_signer"]
+    assert f"MRSIGNER    {expected}\n" in capsys.readouterr().out
+    assert run(building) == 2
+    assert "hint: give its passphrase: --passphrase-file" in capsys.readouterr().err
+
+
 def test_new_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["signing-key", "new", "sub/new.pem"]) == 0
     printed = capsys.readouterr().out
@@ -213,9 +225,10 @@ def test_two_steps_give_the_same_signature(capsys: pytest.CaptureFixture[str]) -
     assert Path("app.sig").read_bytes() == (SIGNING / "app.sig").read_bytes()
 
     Path("app.sig").unlink()
-    Path("signature").write_bytes(bytes(384))
-    assert run(["sigstruct", "attach", *second, "-o", "app.sig"]) == 3
-    assert "the signature is wrong" in capsys.readouterr().err
+    for wrong in (bytes(384), b"\xff" * 384):
+        Path("signature").write_bytes(wrong)
+        assert run(["sigstruct", "attach", *second, "-o", "app.sig"]) == 3
+        assert "the signature is wrong" in capsys.readouterr().err
     Path("app.tbs").write_bytes(bytes(256))
     assert run(["sigstruct", "attach", *second, "-o", "app.sig"]) == 3
     assert "to be signed: SIGSTRUCT: header is" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloister.errors import InputError, SigstructError
@@ -145,3 +145,13 @@ def test_token_carries_the_attributes_and_grants_nothing() -> None:
     expected[56] = 0xE7
     expected[236:240] = b"\xff\xff\xff\xff"
     assert token == bytes(expected)
+
+
+@settings(max_examples=200)
+@given(st.one_of(st.binary(max_size=400), st.binary(min_size=384, max_size=384)))
+def test_no_signature_makes_anything_but_a_refusal(signature: bytes) -> None:
+    unsigned = dataclasses.replace(
+        Sigstruct.unpack((SIGNING / "app.sig").read_bytes()), signature=0, q1=0, q2=0
+    )
+    with pytest.raises(SigstructError):
+        unsigned.with_signature(signature)

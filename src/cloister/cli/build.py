@@ -19,6 +19,12 @@ import click
     help="Signing key [default: your own, made on first use]",
 )
 @click.option(
+    "--passphrase-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File whose first line opens the key; else you are asked.",
+)
+@click.option(
     "--date", default="today", metavar="YYYY-MM-DD", help="Date of the signature [default: today]"
 )
 @click.option(
@@ -48,6 +54,7 @@ def build(
     template: Path,
     defines: tuple[str, ...],
     key: Path | None,
+    passphrase_file: Path | None,
     date: str,
     libpal: Path | None,
     mode: str,
@@ -82,7 +89,7 @@ def build(
             return
         built = build_enclave(
             rendering,
-            signing_key=signing.choose_key(key),
+            signing_key=signing.choose_key(key, passphrase_file),
             date=signing.choose_date(date),
             settings=signing.settings(libpal, form, use_cache=not no_cache),
         )

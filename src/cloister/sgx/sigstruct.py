@@ -185,6 +185,8 @@ class Sigstruct:
         if len(signature) != MODULUS_SIZE:
             raise SigstructError(f"signature: {len(signature)} bytes, expected {MODULUS_SIZE}")
         number = int.from_bytes(signature, "big")
+        if number >= self.modulus:  # before Q1 and Q2, which would not fit either
+            raise SigstructError("SIGSTRUCT: the signature is wrong")
         q1, q2 = _quotients(number, self.modulus)
         signed = dataclasses.replace(self, signature=number, q1=q1, q2=q2)
         signed.verify()
