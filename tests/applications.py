@@ -107,9 +107,18 @@ class App:
         meanwhile: Callable[[], None] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a script in the built enclave, with something else going on outside."""
+        return self._run_with(meanwhile, "-c", script, expect=expect)
+
+    def _run_with(
+        self,
+        meanwhile: Callable[[], None] | None,
+        *arguments: str,
+        expect: int | None,
+        timeout: int = 100,
+    ) -> subprocess.CompletedProcess[str]:
         with ThreadPoolExecutor(1) as other:
             pending = other.submit(meanwhile) if meanwhile else None
-            done = self.cloister("run", "app", "-c", script, expect=expect)
+            done = self.cloister("run", "app", *arguments, expect=expect, timeout=timeout)
             if pending is not None:
                 pending.result(10)
         return done
@@ -122,7 +131,12 @@ class App:
         return self.run_shell(script, expect)
 
     def enclave_python(
-        self, program: str, *arguments: str, expect: int | None = 0, timeout: int = 100
+        self,
+        program: str,
+        *arguments: str,
+        expect: int | None = 0,
+        meanwhile: Callable[[], None] | None = None,
+        timeout: int = 100,
     ) -> subprocess.CompletedProcess[str]:
         """Build an enclave around the interpreter that runs the tests, and run a program in it."""
         self.mount("/programs", f"file:{PROGRAMS}")
@@ -137,4 +151,4 @@ class App:
                 trusted='{% for f in python.trusted_files %}"{{ f }}", {% endfor %}',
             )
         )
-        return self.cloister("run", "app", expect=expect, timeout=timeout)
+        return self._run_with(meanwhile, expect=expect, timeout=timeout)

@@ -271,5 +271,6 @@ def test_same_semantics_in_the_enclave(
     app.mount("/files", "file:files", "encrypted")
     app.settings["fs.insecure__keys.default"] = f'"{KEY}"'
     app.settings["fs.start_dir"] = '"/files"'
+    app.settings["sgx.max_threads"] = "16"
     done = app.enclave_python("/programs/semantics.py")
     assert json.loads(done.stdout) == native_semantics() | WITHOUT_LINKS

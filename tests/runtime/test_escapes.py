@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,43 @@ def test_names_that_change_under_open_files_in_an_enclave(app: App, tmp_path: Pa
     got = _judge(secret, done.stdout)
     assert got["alias"].endswith("Error")
     assert (got["reopen"], got["chmod"], got["write"]) == ("", "None", "5")
+
+
+def test_a_directory_that_the_host_swaps_for_a_link(app: App, tmp_path: Path) -> None:
+    """A process of the host helps the program: between check and use a directory becomes a link."""
+    secret = _secret(tmp_path)
+    secret.rename(secret.with_name("file"))
+    out = app.directory / "out"
+    (out / "real").mkdir(parents=True)
+    (out / "real" / "file").write_text("own")
+    app.mount("/out", "file:out")
+    app.settings["sgx.allowed_files"] = '["file:out"]'
+    (out / "d").symlink_to(secret.parent)
+    done = app.enclave_python("/programs/swapped.py", meanwhile=lambda: _swap(out))
+    got = json.loads(done.stdout)
+    assert got["others"] == 0
+    assert got["own"] > 0
+    assert got["refused"] > 0
+    outside = secret.with_name("file")
+    assert [path.name for path in secret.parent.iterdir()] == ["file"]
+    assert outside.read_text() == "HOSTSECRET"
+    assert outside.stat().st_mode & 0o777 == 0o600
+    assert secret.parent.stat().st_mtime > 1
+
+
+def _swap(out: Path) -> None:
+    while not (out / "ready").exists():
+        pass
+    link, real, shown = out / "link", out / "real", out / "d"
+    for turn in itertools.count():
+        shown.rename(link)
+        real.rename(shown)
+        if turn % 50 == 0:
+            time.sleep(0.005)
+            if (out / "done").exists():
+                return
+        shown.rename(real)
+        link.rename(shown)
 
 
 def test_descriptors_of_the_caller_stay_outside(app: App) -> None:

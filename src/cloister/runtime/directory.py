@@ -31,7 +31,13 @@ _NAMELESS = b".nameless"
 
 
 def host_node(
-    scene: Scene, host: str, path: str, key_name: str | None, *, looked_up: bool = False
+    scene: Scene,
+    host: str,
+    path: str,
+    key_name: str | None,
+    *,
+    looked_up: bool = False,
+    reached: str | None = None,
 ) -> Node:
     """Return the node of whatever the host has at ``host``.
 
@@ -41,11 +47,12 @@ def host_node(
         path: URI path, by which the manifest knows it.
         key_name: name of the key if an encrypted mount holds it.
         looked_up: the caller asks for the attributes at once; the file is looked at only once.
+        reached: a path of the same place that no link on the way can lead astray.
 
     Raises:
         FileNotFoundError: there is nothing.
     """
-    status = os.lstat(host)
+    status = os.lstat(reached or host)
     if stat.S_ISLNK(status.st_mode):
         if key_name is None and _stays_a_link(scene, host, path):
             return HostSymlink(scene, host, path)
@@ -77,7 +84,7 @@ def _stays_a_link(scene: Scene, host: str, path: str) -> bool:
     if target.startswith("/"):
         return not os.path.exists(target)
     resolved = os.path.normpath(os.path.join(os.path.dirname(host), target))
-    return any(is_below(host, root) and is_below(resolved, root) for root in scene.roots)
+    return any(is_below(host, root) and is_below(resolved, root) for root in scene.pins.roots)
 
 
 class HostDirectory(Directory):
@@ -121,28 +128,29 @@ class HostDirectory(Directory):
     def change(self, change: Change, handle: Handle | None) -> None:
         """Change mode or times where writing is granted."""
         self._require(self.place.path, Intent.WRITE)
-        self.place.status(stat.S_IFDIR)
-        change_on_host(self.place.use(), change)
+        change_on_host(self.place.hold(stat.S_IFDIR), change)
 
     def child(self, name: bytes) -> Node:
         """Return the node of a host file, whatever its kind."""
         if self.key_name is not None and not holds_content(os.fsdecode(name)):
             refuse(errno.ENOENT)
-        return host_node(self.scene, *self.places(name), self.key_name, looked_up=True)
+        host, path = self.places(name)
+        reached = self._reach(name)
+        return host_node(self.scene, host, path, self.key_name, looked_up=True, reached=reached)
 
     def _key_of(self, path: str) -> str | None:
         return self.scene.key_of(path, self.key_name)
 
     def places(self, name: bytes) -> tuple[str, str]:
-        """Return the host path and the URI path of a name in this directory."""
+        """Return the host path and the URI path of a name in this directory, to be remembered."""
         text = os.fsdecode(name)
-        place = self.place
-        here = place.use()
-        if not place.follows:
-            self.place.status(stat.S_IFDIR)
-        above = place.path
+        above = self.place.path
         path = text if above == "." else f"{above.rstrip('/')}/{text}"
-        return f"{here}/{text}", path
+        return f"{self.place.host.rstrip('/')}/{text}", path
+
+    def _reach(self, name: bytes) -> str:
+        """Return a host path of a name in this directory, to be used now."""
+        return f"{self.place.inside()}/{os.fsdecode(name)}"
 
     def _require(self, path: str, intent: Intent) -> None:
         if self._key_of(path) is None:
@@ -152,7 +160,7 @@ class HostDirectory(Directory):
         """Return the names of the host's directory; links as the program sees them."""
         if self.place.is_lost:
             return []  # removed while somebody still stands in it
-        with os.scandir(os.fsencode(self.place.use())) as listing:
+        with os.scandir(os.fsencode(self.place.inside())) as listing:
             return [
                 (entry.name, _type_bits(entry) or self._type_of_link(entry.name))
                 for entry in listing
@@ -169,7 +177,8 @@ class HostDirectory(Directory):
     def create(self, name: bytes, flags: int, mode: int, caller: Caller) -> tuple[Node, Handle]:
         """Create a file on the host, encrypted where the mount says so."""
         host, path = self.places(name)
-        if os.path.lexists(host) and not flags & os.O_EXCL:
+        reached = self._reach(name)
+        if os.path.lexists(reached) and not flags & os.O_EXCL:
             # The kernel remembered that there was no such file; the host has made one since.
             existing = self.child(name)
             return existing, existing.open(flags, caller)
@@ -180,7 +189,7 @@ class HostDirectory(Directory):
             secret = self.scene.encrypted(host, path, key_name)
             return secret, secret.create(mode & ~caller.umask)
         descriptor = os.open(
-            host, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode & ~caller.umask
+            reached, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode & ~caller.umask
         )
         node = HostFile(self.scene, host, path)
         return node, node.adopt(descriptor, writing=True)
@@ -199,7 +208,7 @@ class HostDirectory(Directory):
             secret = self.scene.encrypted(host, path, key_name)
             return secret, secret.create_nameless(mode & ~caller.umask)
         flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
-        descriptor = os.open(self.place.use(), flags, mode & ~caller.umask)
+        descriptor = os.open(self.place.inside(), flags, mode & ~caller.umask)
         node = HostFile(self.scene, host, path)
         node.detach()
         return node, node.adopt(descriptor, writing=True)
@@ -210,7 +219,7 @@ class HostDirectory(Directory):
         if self.key_name is not None:
             self._require_free_name(name)
         self._require(path, Intent.CREATE)
-        os.mkdir(host, mode)
+        os.mkdir(self._reach(name), mode)
         return HostDirectory(self.scene, host, path, self.key_name)
 
     def mknod(self, name: bytes, mode: int) -> Node:
@@ -222,7 +231,7 @@ class HostDirectory(Directory):
         if self.key_name is not None:
             self._require_free_name(name)
         self._require(path, Intent.CREATE)
-        os.mknod(host, mode)
+        os.mknod(self._reach(name), mode)
         own = self.key_name is not None
         return SpecialFile(self.scene, host, path, stat.S_IFMT(mode), own=own)
 
@@ -243,7 +252,7 @@ class HostDirectory(Directory):
             self.scene.report(path, Intent.CREATE, error)
             raise error
         self._require(path, Intent.CREATE)
-        os.symlink(target, os.fsencode(host))
+        os.symlink(target, os.fsencode(self._reach(name)))
         return HostSymlink(self.scene, host, path)
 
     def link(self, node: Node, name: bytes) -> None:
@@ -260,13 +269,13 @@ class HostDirectory(Directory):
             refuse(errno.EPERM)
         self.scene.require(node.place.path, Intent.WRITE)
         self._require(path, Intent.CREATE)
-        node.link(host, path)
+        node.link(self._reach(name), host, path)
 
     def unlink(self, name: bytes, node: Node) -> None:
         """Remove a host file where that is granted."""
-        host, path = self.places(name)
+        _, path = self.places(name)
         self._require(path, Intent.REMOVE)
-        os.unlink(host)
+        os.unlink(self._reach(name))
 
     def rmdir(self, name: bytes) -> None:
         """Remove an empty host directory where that is granted."""
@@ -274,7 +283,7 @@ class HostDirectory(Directory):
         self._require(path, Intent.REMOVE)
         if self.key_name is not None:
             _remove_leftovers(host)
-        os.rmdir(host)
+        os.rmdir(self._reach(name))
 
     def rename(self, name: bytes, node: Node, target: Directory, new: bytes, flags: int) -> None:
         """Move a file or directory of the host; both names must be writable."""
@@ -301,7 +310,7 @@ class HostDirectory(Directory):
         if isinstance(node, HostDirectory) or exchange:
             self._require_plain_below(source_path)
             target._require_plain_below(path)
-        rename_on_host(source, host, flags)
+        rename_on_host(self._reach(name), target._reach(new), flags)
         relocate(node, host, path)
 
     def _require_plain_below(self, path: str) -> None:
@@ -316,25 +325,25 @@ class HostDirectory(Directory):
     def get_xattr(self, name: bytes) -> bytes:
         """Return an extended attribute of the host's directory."""
         self._require_plain()
-        return os.getxattr(self.place.use(), user_attribute(name))
+        return os.getxattr(self.place.inside(), user_attribute(name))
 
     def set_xattr(self, name: bytes, value: bytes, flags: int) -> None:
         """Set an extended attribute where writing is granted."""
         self._require_plain()
         self.scene.require(self.place.path, Intent.WRITE)
-        os.setxattr(self.place.use(), user_attribute(name), value, flags)
+        os.setxattr(self.place.inside(), user_attribute(name), value, flags)
 
     def list_xattr(self) -> list[bytes]:
         """Return the names of the user's extended attributes."""
         if self.key_name is not None:
             return []
-        return [os.fsencode(n) for n in os.listxattr(self.place.use()) if n.startswith("user.")]
+        return [os.fsencode(n) for n in os.listxattr(self.place.inside()) if n.startswith("user.")]
 
     def remove_xattr(self, name: bytes) -> None:
         """Remove an extended attribute where writing is granted."""
         self._require_plain()
         self.scene.require(self.place.path, Intent.WRITE)
-        os.removexattr(self.place.use(), user_attribute(name))
+        os.removexattr(self.place.inside(), user_attribute(name))
 
     def _require_plain(self) -> None:
         """Refuse attributes in encrypted mounts: the host would read and write their values."""
@@ -343,7 +352,7 @@ class HostDirectory(Directory):
 
     def statistics(self) -> Statistics:
         """Return the figures of the host's file system."""
-        s = os.statvfs(self.place.use())
+        s = os.statvfs(self.place.inside())
         return Statistics(
             s.f_blocks, s.f_bfree, s.f_bavail, s.f_files, s.f_ffree, s.f_bsize, s.f_namemax
         )

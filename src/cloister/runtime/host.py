@@ -69,7 +69,7 @@ class Place:
     @property
     def follows(self) -> bool:
         """Tell whether a symbolic link in this place may be followed."""
-        return self._read_only or self.host in self._scene.roots
+        return self._read_only or self.host in self._scene.pins.roots
 
     def use(self) -> str:
         """Return the host path, if it may be used.
@@ -81,9 +81,47 @@ class Place:
             refuse(errno.ESTALE)
         if not (self._read_only or self.follows):
             parent = os.path.realpath(os.path.dirname(self.host))
-            if not any(is_below(parent, root) for root in self._scene.roots):
+            if not any(is_below(parent, root) for root in self._scene.pins.roots):
                 refuse(errno.EACCES)
         return self.host
+
+    def reach(self) -> str:
+        """Return a path for the operation at hand, which no link on the way can lead astray.
+
+        The last name itself may be a link.
+
+        Raises:
+            OSError: ESTALE: the name is gone; EACCES: a link on the way leads out of the mount.
+        """
+        if self._gone:
+            refuse(errno.ESTALE)
+        if self._read_only or self.follows:
+            return self.host
+        directory, _, name = self.host.rpartition("/")
+        return f"{self._scene.pins.directory(directory)}/{name}"
+
+    def inside(self) -> str:
+        """Return, for a directory, a path by which to name what is in it; see :meth:`reach`."""
+        if self._gone:
+            refuse(errno.ESTALE)
+        if self._read_only or self.follows:
+            return self.host
+        return self._scene.pins.directory(self.host)
+
+    def hold(self, kind: int) -> str:
+        """Return a path of the very file that has the name now, for calls that follow links.
+
+        Raises:
+            FileNotFoundError: something of another kind has the name.
+        """
+        if self._read_only or self.follows:
+            self.status(kind)
+            return self.host
+        descriptor = os.open(self.reach(), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        path = self._scene.pins.keep(descriptor)
+        if stat.S_IFMT(os.fstat(descriptor).st_mode) != kind:
+            refuse(errno.ENOENT)
+        return path
 
     def status(self, kind: int) -> os.stat_result:
         """Return the host's ``stat``.
@@ -94,7 +132,7 @@ class Place:
         Raises:
             FileNotFoundError: something else has the name now.
         """
-        host = self.use()
+        host = self.reach()
         if self._read_only and self._status is not None:
             status, self._status = self._status, None
         else:
@@ -111,7 +149,7 @@ class Place:
         """
         # Without O_NONBLOCK a FIFO in its place would stop the only thread that serves.
         flags |= os.O_CLOEXEC | os.O_NONBLOCK | (0 if self.follows else os.O_NOFOLLOW)
-        descriptor = os.open(self.use(), flags)
+        descriptor = os.open(self.reach(), flags)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             refuse(errno.EACCES)
@@ -168,8 +206,7 @@ class HostFile(Node):
             return handle.descriptor
         if self._handles:
             return self._handles[0].descriptor
-        self.place.status(stat.S_IFREG)
-        return self.place.use()
+        return self.place.hold(stat.S_IFREG)
 
     def open(self, flags: int, caller: Caller) -> Handle:
         """Open with the checks that the intent needs."""
@@ -226,14 +263,20 @@ class HostFile(Node):
         self.scene.require(self.place.path, Intent.WRITE)
         os.removexattr(self._target(), user_attribute(name))
 
-    def link(self, host: str, path: str) -> None:
-        """Give the file another name on the host, or its first if it has none yet."""
+    def link(self, reached: str, host: str, path: str) -> None:
+        """Give the file another name on the host, or its first if it has none yet.
+
+        Args:
+            reached: the new name's place, to be used now.
+            host: the same, to be remembered.
+            path: its URI path.
+        """
         if self._handles and self.place.is_lost:
-            link_open_file(self._handles[0].descriptor, None, Path(host))
+            link_open_file(self._handles[0].descriptor, None, Path(reached))
             self.relocate(host, path)
         else:
             self.place.status(stat.S_IFREG)
-            os.link(self.place.use(), host, follow_symlinks=False)
+            os.link(self.place.reach(), reached, follow_symlinks=False)
 
 
 def _host_flags(flags: int) -> int:
@@ -315,7 +358,7 @@ class SpecialFile(Node):
         if not self._own:
             self.scene.require(self.place.path, Intent.WRITE)
         self.place.status(self._kind)
-        change_on_host(self.place.use(), change)
+        change_on_host(self.place.reach(), change)
 
     def detach(self) -> None:
         """The name is gone."""
@@ -336,7 +379,7 @@ class HostSymlink(Node):
 
     def attributes(self) -> Attributes:
         """Return the attributes of the link itself."""
-        status = os.lstat(self.place.use())
+        status = os.lstat(self.place.reach())
         if not stat.S_ISLNK(status.st_mode):
             refuse(errno.ENOENT)
         return shown(self.scene, status)
@@ -352,15 +395,15 @@ class HostSymlink(Node):
     def change(self, change: Change, handle: Handle | None) -> None:
         """Change the times of the link itself; its mode means nothing."""
         if change.atime_ns is not None or change.mtime_ns is not None:
-            now = os.lstat(self.place.use())
+            now = os.lstat(self.place.reach())
             atime = now.st_atime_ns if change.atime_ns is None else change.atime_ns
             mtime = now.st_mtime_ns if change.mtime_ns is None else change.mtime_ns
-            os.utime(self.place.use(), ns=(atime, mtime), follow_symlinks=False)
+            os.utime(self.place.reach(), ns=(atime, mtime), follow_symlinks=False)
 
-    def link(self, host: str, path: str) -> None:
-        """Give the link another name on the host."""
-        os.link(self.place.use(), host, follow_symlinks=False)
+    def link(self, reached: str, host: str, path: str) -> None:
+        """Give the link another name on the host; see :meth:`HostFile.link`."""
+        os.link(self.place.reach(), reached, follow_symlinks=False)
 
     def readlink(self) -> bytes:
         """Return the target; the program's own tree resolves it."""
-        return os.readlink(os.fsencode(self.place.use()))
+        return os.readlink(os.fsencode(self.place.reach()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 import struct
 
 CLONE_NEWNS = 0x00020000
@@ -97,6 +98,51 @@ FALLOC_ZERO_RANGE = 16
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+
+
+_SYS_OPENAT2 = 437
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_NO_SYMLINKS = 0x04
+_RESOLVE_BENEATH = 0x08
+_SIZE_OF_HOW = ctypes.c_size_t(24)  # struct open_how: flags, mode, resolve
+
+
+def open_beneath(directory: int, path: str, flags: int) -> int:
+    """Open a directory below another without following any link, openat2(2).
+
+    Args:
+        directory: descriptor of the one above.
+        path: relative; no part of it is ``..``.
+        flags: those of open(2), O_NOFOLLOW among them.
+
+    Raises:
+        OSError: ELOOP: a link is on the way.
+    """
+    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
+    how = struct.pack("=QQQ", flags, 0, resolve)
+    result = _libc.syscall(_SYS_OPENAT2, directory, os.fsencode(path), how, _SIZE_OF_HOW)
+    if result >= 0:
+        return int(result)
+    number = ctypes.get_errno()
+    if number == errno.ENOSYS:
+        return _open_step_by_step(directory, path, flags)
+    raise OSError(number, os.strerror(number), path)
+
+
+def _open_step_by_step(directory: int, path: str, flags: int) -> int:
+    """Do what :func:`open_beneath` does on kernels before 5.6."""
+    at = os.dup(directory)
+    for name in path.split("/"):
+        above = at
+        try:
+            at = os.open(name, flags, dir_fd=above)
+        except NotADirectoryError:
+            if stat.S_ISLNK(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
+            raise
+        finally:
+            os.close(above)
+    return at
 
 
 def rename(old: str, new: str, flags: int) -> None:

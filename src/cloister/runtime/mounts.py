@@ -185,9 +185,9 @@ def _node_of(mount: Mount | RootMount, scene: Scene, base: Path, source: str) ->
         )
     path = _uri_path(mount.uri)
     host = os.path.realpath(os.path.join(base, path))
-    scene.roots.append(host)
     key_name = key_of(mount) if mount.type == "encrypted" else None
     try:
+        scene.pins.add_root(host)
         return host_node(scene, host, path, key_name)
     except FileNotFoundError as error:
         raise InputError(

@@ -13,6 +13,7 @@ from cloister.fuse.filesystem import Attributes, Change
 from cloister.runtime import linux
 from cloister.runtime.keyring import DEFAULT_KEY
 from cloister.runtime.nodes import refuse
+from cloister.runtime.pins import Pins
 from cloister.runtime.policy import DeniedError, Intent, PathSet, Rules
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Scene:
         uid, gid: owner that the program sees.
         encrypted: makes the node of an encrypted file (set by the tree builder).
         unbuffered: the kernel must not cache content (files whose size says nothing, as in sysfs).
-        roots: host paths of the chroot mounts, for telling whether a link stays in its mount.
+        pins: host paths of the chroot mounts, and the way below them that follows no link.
         protected: files and directories that are encrypted under the default key wherever they
             are mounted (Graphene's dialect).
         opened: the encrypted files that are open.
@@ -47,7 +48,7 @@ class Scene:
     gid: int = 0
     encrypted: Callable[[str, str, str], EncryptedNode] | None = None
     unbuffered: bool = False
-    roots: list[str] = field(default_factory=list)
+    pins: Pins = field(default_factory=Pins)
     protected: PathSet = field(default_factory=lambda: PathSet(()))
     opened: set[EncryptedNode] = field(default_factory=set)
 
