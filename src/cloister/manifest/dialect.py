@@ -59,6 +59,21 @@ def keys_of(table: KeyPath) -> list[str]:
     return [str(path[-1]) for path in paths if path[:-1] == table]
 
 
+def translated_keys() -> list[tuple[str, str]]:
+    """Return Graphene's keys, and what each becomes in Gramine's dialect; for documentation."""
+    pairs = [(".".join(map(str, old)), ".".join(map(str, new))) for old, new in _RENAMED.items()]
+    pairs += [(f"sgx.require_{name}", f"sgx.cpu_features.{name}") for name in _FEATURES]
+    pairs += [("fs.mount.ID", "fs.mounts"), ("loader.argv0_override", "loader.argv")]
+    lists = ("trusted_files", "allowed_files", "protected_files")
+    pairs += [(f"sgx.{name}.ID", f"sgx.{name}") for name in lists]
+    return [*pairs, ("sgx.trusted_checksum.ID", "sgx.trusted_files, with sha256")]
+
+
+def meaningless_keys() -> list[tuple[str, str]]:
+    """Return the keys of Graphene's that mean nothing here, and why; for documentation."""
+    return [(".".join(map(str, key)), why) for key, why in _WITHOUT_MEANING.items()]
+
+
 @dataclass
 class Translation:
     """A manifest in Gramine's dialect.
