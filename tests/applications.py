@@ -105,6 +105,7 @@ class App:
         script: str,
         expect: int | None = 0,
         meanwhile: Callable[[], None] | None = None,
+        before: Callable[[], None] = lambda: None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a script in the built enclave, with something else going on outside."""
         return self._run_with(meanwhile, "-c", script, expect=expect)
@@ -137,8 +138,18 @@ class App:
         expect: int | None = 0,
         meanwhile: Callable[[], None] | None = None,
         timeout: int = 100,
+        before: Callable[[], None] = lambda: None,
     ) -> subprocess.CompletedProcess[str]:
-        """Build an enclave around the interpreter that runs the tests, and run a program in it."""
+        """Build an enclave around the interpreter that runs the tests, and run a program in it.
+
+        Args:
+            program: one of ``PROGRAMS``, by its path inside.
+            arguments: of the program.
+            expect: the exit code.
+            meanwhile: what goes on outside during the run.
+            timeout: seconds.
+            before: what happens between build and run.
+        """
         self.mount("/programs", f"file:{PROGRAMS}")
         self.trusted += [f"file:{PROGRAMS}/{path.name}" for path in PROGRAMS.iterdir()]
         self.settings["libos.entrypoint"] = f'"{PYTHON}"'
@@ -151,4 +162,5 @@ class App:
                 trusted='{% for f in python.trusted_files %}"{{ f }}", {% endfor %}',
             )
         )
+        before()
         return self._run_with(meanwhile, expect=expect, timeout=timeout)

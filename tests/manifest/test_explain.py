@@ -151,6 +151,8 @@ HONOURED = {
     "sgx.seal_key",
     "sgx.trusted_files",
     "sgx.use_exinfo",
+    "loader.log_file",
+    "loader.log_level",
     "sys.disallow_subprocesses",
     "sys.enable_extra_runtime_domain_names_conf",
     "sys.fds",

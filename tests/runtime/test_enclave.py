@@ -43,8 +43,8 @@ cat /trusted.txt
 """
     done = shell.enclave_shell(script, expect=None)
     assert done.stdout == "trusted content\ntrusted content\n"
-    for intent in ("write", "removal", "renaming", "creation"):
-        assert f"denied: {intent} of file:trusted.txt: trusted files are read-only" in done.stderr
+    assert done.stderr.count("denied: ") == 1
+    assert "denied: write of file:trusted.txt: trusted files are read-only" in done.stderr
     assert (shell.directory / "trusted.txt").read_text() == "trusted content\n"
 
 

@@ -38,6 +38,12 @@ if TYPE_CHECKING:
     help="The measured runtime image, if `cloister build --libpal` was given one.",
 )
 @click.option(
+    "--log-level",
+    type=click.Choice(["none", "error", "warning", "debug", "trace", "all"]),
+    help="How much is told of files, in place of loader.log_level: error tells of denials, debug "
+    "also of what is granted.",
+)
+@click.option(
     "--shell", is_flag=True, help="Direct mode: start a shell there instead, to look around."
 )
 @click.pass_context
@@ -49,6 +55,7 @@ def run(
     platform_name: str | None,
     require_hardware: bool,
     libpal: Path | None,
+    log_level: str | None,
     shell: bool,
 ) -> int:
     """Run APP with ARGUMENTS; exit with the program's own code.
@@ -62,7 +69,7 @@ def run(
     """
     debug = bool(ctx.find_root().params.get("debug"))
     if mode == "direct":
-        return run_direct(app, arguments, debug=debug, shell=shell)
+        return run_direct(app, arguments, debug=debug, shell=shell, log_level=log_level)
     if shell:
         from cloister.errors import InputError
 
@@ -77,6 +84,7 @@ def run(
         require_hardware=require_hardware,
         libpal=libpal,
         debug=debug,
+        log_level=log_level,
     )
 
 
@@ -87,6 +95,7 @@ def run_direct(
     debug: bool = False,
     shell: bool = False,
     drop_arguments: bool = False,
+    log_level: str | None = None,
 ) -> int:
     """Run ``APP.manifest`` in direct mode and return the program's exit code.
 
@@ -96,6 +105,7 @@ def run_direct(
         debug: show tracebacks of our own defects.
         shell: start a shell instead, with these arguments.
         drop_arguments: drop those that the manifest overrides, as Graphene does, with a message.
+        log_level: in place of ``loader.log_level``.
 
     Raises:
         CloisterError: the run did not come to the program's start.
@@ -107,6 +117,7 @@ def run_direct(
 
     journal = _journal()
     program = direct_program(app, arguments, os.environ, debug=debug)
+    program.log_level = log_level
     if drop_arguments:
         _drop_arguments(program, journal)
     if shell:
@@ -125,6 +136,7 @@ def run_enclave(
     libpal: Path | None = None,
     debug: bool = False,
     drop_arguments: bool = False,
+    log_level: str | None = None,
 ) -> int:
     """Run a signed application in its enclave and return the program's exit code.
 
@@ -136,6 +148,7 @@ def run_enclave(
         libpal: the measured runtime image; None takes this installation's.
         debug: show tracebacks of our own defects.
         drop_arguments: drop those that the manifest overrides, as Graphene does, with a message.
+        log_level: in place of ``loader.log_level``.
 
     Raises:
         CloisterError: the run did not come to the program's start.
@@ -148,6 +161,7 @@ def run_enclave(
 
     journal = _journal()
     signed = enclave_program(app, arguments, os.environ, debug=debug)
+    signed.program.log_level = log_level
     if drop_arguments:
         _drop_arguments(signed.program, journal)
 

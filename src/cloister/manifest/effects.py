@@ -8,12 +8,9 @@ from typing import Any
 from cloister.manifest.locate import KeyPath
 
 _NO_TRANSITIONS = "there are no enclave transitions to be sped up or counted"
-_LOG = "what is denied or fails is always reported on standard error, and nothing else"
 
 WITHOUT_EFFECT: dict[tuple[str, str], str] = {
     ("loader", "entrypoint"): "the runtime is Cloister's own, and is measured in its place",
-    ("loader", "log_level"): _LOG,
-    ("loader", "log_file"): _LOG,
     ("loader", "insecure__disable_aslr"): "addresses stay random",
     ("libos", "check_invalid_pointers"): "the kernel always checks pointers",
     ("sys", "brk"): "the kernel could limit it only together with all other private memory",

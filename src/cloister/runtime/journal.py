@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+from typing import TextIO
 
+from cloister.errors import InputError
 from cloister.runtime.encrypted import RejectedError
 from cloister.runtime.policy import DeniedError, Intent
 from cloister.runtime.trusted import TamperedFileError
 
 
+class Level(IntEnum):
+    """How much is told: ``loader.log_level``."""
+
+    NONE = 0
+    ERROR = 1
+    WARNING = 2
+    DEBUG = 3
+    TRACE = 4
+    ALL = 5
+
+
 class Journal:
     """Collects and prints what happens to files.
+
+    What concerns the run itself, and what ``allow_all_but_log`` let through, is always told.
+    Denials, failures and limits are errors; what was granted is for debugging.
 
     Args:
         write: prints one line, without its newline.
@@ -18,43 +36,84 @@ class Journal:
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._print = write
-        self._told: set[tuple[str, Intent, type[OSError]]] = set()
-        self._let_through: dict[str, Intent] = {}
+        self._file: TextIO | None = None
+        self._level = Level.ERROR
+        self._told: set[tuple[str, type[OSError], str]] = set()
+        self._granted: set[tuple[str, Intent]] = set()
+        self._let_through: dict[str, set[Intent]] = {}
+
+    def set_level(self, level: Level) -> None:
+        """Tell this much from now on."""
+        self._level = level
+
+    def write_to(self, path: Path) -> None:
+        """Append what happens to files to a file instead; the run itself is told as before.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        try:
+            self._file = path.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise InputError(f"loader.log_file = {path}: {error.strerror}") from error
 
     def _write(self, line: str) -> None:
         """Print a line; names chosen by a program or the host cannot forge another one."""
-        self._print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+        clean = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        if self._file is None:
+            self._print(clean)
+        else:
+            self._file.write(f"{clean}\n")
 
     def note(self, line: str) -> None:
         """Print a line about the run itself."""
+        file, self._file = self._file, None
         self._write(f"cloister: {line}")
+        self._file = file
 
     def denied(self, path: str, intent: Intent, error: OSError) -> None:
-        """Tell of a denial, once for each file, intent and kind of reason."""
-        key = (path, intent, type(error))
-        if key in self._told:
+        """Tell of a denial, once for each file and reason."""
+        kind, reason, mend = _describe(error)
+        key = (path, type(error), reason)
+        if key in self._told or self._level < Level.ERROR:
             return
         self._told.add(key)
-        kind, reason, mend = _describe(error)
         self._write(f"cloister: {kind}: {intent.value} of file:{path}: {reason}")
         if mend:
             self._write(f"hint: {mend}")
 
     def limit(self, reached: str) -> None:
         """Tell of a limit that the program reached."""
-        self._write(f"cloister: limit: {reached}")
+        if self._level >= Level.ERROR:
+            self._write(f"cloister: limit: {reached}")
+
+    @property
+    def tells_of_grants(self) -> bool:
+        """Tell whether :meth:`granted` prints anything."""
+        return self._level >= Level.DEBUG
+
+    def granted(self, path: str, intent: Intent) -> None:
+        """Tell of what the rules granted, once for each file and intent."""
+        if (path, intent) not in self._granted:
+            self._granted.add((path, intent))
+            self._write(f"cloister: granted: {intent.value} of file:{path}")
 
     def let_through(self, path: str, intent: Intent) -> None:
         """Remember a file that ``allow_all_but_log`` let through."""
-        self._let_through.setdefault(path, intent)
+        self._let_through.setdefault(path, set()).add(intent)
 
     def close(self) -> None:
         """List what was let through."""
-        if not self._let_through:
-            return
-        self.note("sgx.file_check_policy = allow_all_but_log let through, without any protection:")
-        for path, intent in sorted(self._let_through.items()):
-            self._write(f"  {intent.value} of file:{path}")
+        if self._let_through:
+            self._write(
+                "cloister: sgx.file_check_policy = allow_all_but_log let through, "
+                "without any protection:"
+            )
+        for path, intents in sorted(self._let_through.items()):
+            words = ", ".join(intent.value for intent in Intent if intent in intents)
+            self._write(f"  {words} of file:{path}")
+        if self._file is not None:
+            self._file.close()
 
 
 def _describe(error: OSError) -> tuple[str, str, str | None]:

@@ -29,12 +29,12 @@ from cloister.provision.variables import SET_KEY, is_asked, without_provisioning
 from cloister.runtime.alertness import Alertness
 from cloister.runtime.attestation import SEALING_KEYS, attestation_directory
 from cloister.runtime.environment import arguments, declared, environment
-from cloister.runtime.journal import Journal
+from cloister.runtime.journal import Journal, Level
 from cloister.runtime.keyring import DEFAULT_KEY, Keyring
 from cloister.runtime.limits import limits_of
 from cloister.runtime.mounts import build_tree, key_of, uri_node
 from cloister.runtime.names import DEFAULT_HOST_NAME, host_name
-from cloister.runtime.policy import DirectRules, EnclaveRules, PathSet, Rules
+from cloister.runtime.policy import DirectRules, EnclaveRules, PathSet, Rules, WatchedRules
 from cloister.runtime.sandbox import Plan, Sandbox, harden_this_process
 from cloister.runtime.scene import Scene
 from cloister.runtime.tree import read_node
@@ -60,6 +60,7 @@ class Program:
         debug: show tracebacks of our own defects.
         trusted: digests of the trusted files; None in direct mode, where nothing is checked.
         rules: access rules in place of the manifest's own, for watching a run in direct mode.
+        log_level: how much is told, in place of ``loader.log_level``.
     """
 
     manifest: Manifest
@@ -69,6 +70,7 @@ class Program:
     trusted: TrustedIndex | None = None
     debug: bool = False
     rules: Rules | None = None
+    log_level: str | None = None
 
 
 StartEnclave = Callable[[], Enclave]
@@ -87,6 +89,9 @@ def run(program: Program, start_enclave: StartEnclave | None, journal: Journal) 
         CloisterError: the run did not come to the program's start.
     """
     loader = program.manifest.loader
+    journal.set_level(Level[(program.log_level or loader.log_level).upper()])
+    if loader.log_file is not None:
+        journal.write_to(program.base / loader.log_file)
     with (
         contextlib.closing(Alertness()) as alertness,
         contextlib.closing(Sandbox(loader.uid, loader.gid)) as sandbox,
@@ -251,6 +256,11 @@ def _set_sealing_keys(
 
 def _rules(program: Program, journal: Journal) -> Rules:
     """Return the access rules: the manifest's in an enclave, none in direct mode."""
+    rules = _plain_rules(program, journal)
+    return WatchedRules(rules, journal.granted) if journal.tells_of_grants else rules
+
+
+def _plain_rules(program: Program, journal: Journal) -> Rules:
     if program.trusted is None:
         return program.rules or DirectRules()
     sgx = program.manifest.sgx

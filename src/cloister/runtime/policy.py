@@ -208,3 +208,32 @@ class ReadOnlyRules:
     def holds_trusted(self, directory: str) -> bool:
         """Return False: nothing is checked."""
         return False
+
+
+class WatchedRules:
+    """Other rules, and somebody who is told what they grant.
+
+    Args:
+        rules: what decides.
+        granted: called with path and intent.
+    """
+
+    def __init__(self, rules: Rules, granted: Callable[[str, Intent], None]) -> None:
+        self._rules = rules
+        self._granted = granted
+        self.checks_content = rules.checks_content
+        self.changes_on_host = rules.changes_on_host
+        self.follows_links_out = rules.follows_links_out
+        self.holds_trusted = rules.holds_trusted
+
+    def trusted(self, path: str) -> TrustedEntry | None:
+        """Return what the others do; reading a trusted file asks no more."""
+        entry = self._rules.trusted(path)
+        if entry is not None:
+            self._granted(path, Intent.READ)
+        return entry
+
+    def check(self, path: str, intent: Intent) -> None:
+        """Decide as the others do, and tell."""
+        self._rules.check(path, intent)
+        self._granted(path, intent)
