@@ -55,3 +55,17 @@ def test_a_program_without_any_interpreter_is_told_which(old: App) -> None:
     done = old.cloister("run", "app", expect=2)
     assert "/bin/sh needs /lib64/ld-linux-x86-64.so.2 to start" in done.stderr
     assert "hint: mount it" in done.stderr
+
+
+@pytest.mark.parametrize("target", ["usr/lib64", "/usr/lib64", "../usr/lib64"])
+def test_a_link_to_the_directory_of_the_interpreter_is_followed(app: App, target: str) -> None:
+    """As on today's systems, where /lib64 is one."""
+    (app.directory / "usr" / "lib64").mkdir(parents=True)
+    shutil.copy("/lib64/ld-linux-x86-64.so.2", app.directory / "usr" / "lib64")
+    (app.directory / "lib64").symlink_to(target)
+    app.mount("/bin/sh", f"file:{SHELL}")
+    app.mount("/lib", "file:/lib")
+    app.settings["libos.entrypoint"] = '"/bin/sh"'
+    app.settings["loader.argv"] = '["sh", "-c", "echo started"]'
+    (app.directory / "app.manifest").write_text(app.text())
+    assert app.cloister("run", "--mode", "direct", "app").stdout == "started\n"

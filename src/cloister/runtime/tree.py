@@ -7,6 +7,7 @@ builds the tree of a manifest.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import posixpath
@@ -16,7 +17,8 @@ from dataclasses import dataclass, field
 
 from cloister.errors import InputError
 from cloister.fuse.filesystem import Caller
-from cloister.runtime.nodes import Directory, MountPoint, Node, SyntheticDirectory
+from cloister.runtime.host import HostSymlink
+from cloister.runtime.nodes import Directory, MountPoint, Node, Symlink, SyntheticDirectory
 from cloister.runtime.policy import is_below
 
 HIDDEN = "/proc/.cloister"
@@ -26,6 +28,7 @@ ABSENT_FILE, EMPTY_DIRECTORY = "absent-file", "empty-directory"
 """Names there of what covers the files and directories of procfs that are not shown."""
 
 _MAX_READ = 1 << 20
+_MOST_LINKS = 40  # as in the kernel
 
 
 @dataclass(frozen=True)
@@ -122,17 +125,30 @@ class Tree:
         directory.mounted[os.fsencode(name)] = node
 
     def find(self, path: str) -> Node:
-        """Return the node of an absolute path that is not the kernel's.
+        """Return the node of an absolute path that is not the kernel's; links are followed.
 
         Raises:
             OSError: there is none.
         """
+        for _ in range(_MOST_LINKS):
+            found = self._walk(path)
+            if isinstance(found, Node):
+                return found
+            path = found
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+    def _walk(self, path: str) -> Node | str:
+        """Return the node of a path, or the path to which the first link on the way leads."""
         node: Node = self.root
-        for part in _parts(self._where(path) or path):
+        parts = _parts(self._where(path) or path)
+        for place, part in enumerate(parts):
             if not isinstance(node, Directory):
                 raise NotADirectoryError(path)
             name = os.fsencode(part)
             node = node.mounted.get(name) or node.child(name)
+            if isinstance(node, (Symlink, HostSymlink)):
+                target = os.fsdecode(node.readlink())
+                return posixpath.join("/", *parts[:place], target, *parts[place + 1 :])
         return node
 
     def read(self, path: str) -> bytes:
