@@ -132,9 +132,11 @@ class Life:
         """Close; whatever becomes of that, the file opens with a content that it may have."""
         self.allowed = [*self.allowed, self.model]
         try:
+            self.file.fsync()  # what was only found by opening need not be on the disk
             self.file.close()
         except (OSError, RecoveryError):
-            pass
+            with contextlib.suppress(OSError, RecoveryError):
+                self.file.close()
         else:
             self.allowed = [self.model]
         self.trouble.rate = 0
