@@ -7,6 +7,7 @@ kernel never sends, or sends only when something is wrong.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import stat
 import struct
@@ -175,3 +176,16 @@ def test_a_request_that_lies_about_its_length_ends_serving(kernel: Kernel) -> No
     assert isinstance(failure, OSError)
     assert failure.errno == errno.EPROTO
     assert kernel.filesystem.destroyed
+
+
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.ECONNABORTED])
+def test_serving_ends_however_the_kernel_says_that_the_mount_is_gone(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def gone(descriptor: int, buffers: list[bytearray]) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "readv", gone)
+    filesystem = Small()
+    Server(-1, filesystem, lambda request, error: None).serve()
+    assert filesystem.destroyed

@@ -39,6 +39,7 @@ Answer = bytes | memoryview | list[bytes]
 
 _INIT, _INTERRUPT = int(p.Opcode.INIT), int(p.Opcode.INTERRUPT)
 _UNANSWERED = frozenset((_INTERRUPT, int(p.Opcode.FORGET), int(p.Opcode.BATCH_FORGET)))
+_GONE = (errno.ENODEV, errno.ECONNABORTED)  # unmounted, or taken down with its last process
 _WITHDRAWN = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
 """Errors of reading: the request that was there is gone, or there was none."""
 
@@ -140,7 +141,7 @@ class Server:
             try:
                 length = read(descriptor, room)
             except OSError as error:
-                if error.errno == errno.ENODEV:  # unmounted
+                if error.errno in _GONE:
                     return
                 if error.errno in _WITHDRAWN:
                     continue
@@ -177,8 +178,8 @@ class Server:
         try:
             os.writev(self._descriptor, (header, body))
         except OSError as problem:
-            # ENOENT: the caller was killed meanwhile. ENODEV: unmounted; the next read says so.
-            if problem.errno not in (errno.ENOENT, errno.ENODEV):
+            # ENOENT: the caller was killed meanwhile. Of an unmount the next read tells.
+            if problem.errno != errno.ENOENT and problem.errno not in _GONE:
                 raise
 
     def _init(self, request: _Request) -> bytes:
