@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,6 +100,45 @@ def _change_when_ready(directory: Path, content: bytearray) -> None:
         time.sleep(0.05)
     (directory / "big.bin").write_bytes(content)
     (directory / "logs" / "go").touch()
+
+
+def test_a_trusted_file_that_changes_all_the_time_is_never_served_changed(app: App) -> None:
+    """Overwritten in place, cut short, replaced by another: while it is read and mapped."""
+    for name in ("data", "out"):
+        (app.directory / name).mkdir()
+        app.mount(f"/{name}", f"file:{name}")
+    big = app.directory / "data" / "big"
+    big.write_bytes(b"A" * (4 << 20))
+    app.trusted.append("file:data/big")
+    app.settings |= {"sgx.allowed_files": '["file:out"]', "sgx.enclave_size": '"1G"'}
+    done = app.enclave_python(
+        "/programs/modified.py", meanwhile=lambda: _modify(big, app.directory / "out")
+    )
+    got = json.loads(done.stdout)
+    assert got["changed"] == got["other"] == 0
+    assert got["signed"] > 0
+    assert got["refused"] + got["SIGBUS"] > 0
+    assert "tampered: read of file:data/big: " in done.stderr
+
+
+def _modify(big: Path, out: Path) -> None:
+    import time
+
+    original = big.read_bytes()
+    other = big.with_name("other")
+    while not (out / "ready").exists():
+        time.sleep(0.01)
+    while not (out / "done").exists():
+        for change in (
+            lambda: os.truncate(big, 100_000),
+            lambda: big.write_bytes(b"B" * len(original)),
+            lambda: (other.write_bytes(b"C" * len(original)), other.replace(big)),
+            lambda: (other.write_bytes(b"D" + original[1:]), other.replace(big)),
+        ):
+            change()
+            time.sleep(0.02)
+            big.write_bytes(original)
+            time.sleep(0.05)
 
 
 @pytest.mark.parametrize("content", ["tru", "trusted content\nand more\n"])

@@ -185,6 +185,10 @@ class Filesystem:
         """Return the names from the ``offset``-th on, ``.`` and ``..`` included."""
         _refuse()
 
+    def fsyncdir(self, node: int) -> None:
+        """Make the names in a directory survive a power loss."""
+        _refuse()
+
     def releasedir(self, node: int, handle: int) -> None:
         """The last descriptor of a directory is gone."""
         _refuse()

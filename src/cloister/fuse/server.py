@@ -112,7 +112,7 @@ class Server:
             p.Opcode.READDIR: self._readdir,
             p.Opcode.READDIRPLUS: self._readdirplus,
             p.Opcode.RELEASEDIR: self._releasedir,
-            p.Opcode.FSYNCDIR: lambda r: b"",
+            p.Opcode.FSYNCDIR: self._fsyncdir,
             p.Opcode.CREATE: self._create,
             p.Opcode.TMPFILE: self._tmpfile,
             p.Opcode.FALLOCATE: self._fallocate,
@@ -310,6 +310,10 @@ class Server:
 
     def _releasedir(self, r: _Request) -> bytes:
         self._filesystem.releasedir(r.node, p.RELEASE_IN.unpack_from(r.body)[0])
+        return b""
+
+    def _fsyncdir(self, r: _Request) -> bytes:
+        self._filesystem.fsyncdir(r.node)
         return b""
 
     def _readdir(self, r: _Request) -> bytes:

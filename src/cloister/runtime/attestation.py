@@ -11,10 +11,12 @@ values belong to a process; a child starts with zeros.
 from __future__ import annotations
 
 import errno
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from cloister.errors import UnsupportedByPlatformError
+from cloister.errors import CloisterError, UnsupportedByPlatformError
 from cloister.fuse.filesystem import Caller
 from cloister.platforms.base import Enclave
 from cloister.runtime.keyring import DEFAULT_KEY, KEY_SIZE, Keyring
@@ -23,6 +25,7 @@ from cloister.runtime.pseudo import PseudoFile, Reader
 
 REPORT_DATA_SIZE = 64
 TARGET_INFO_SIZE = 512
+_MANY_PROCESSES = 256
 EVENT_LOG = b"event_log"
 """Ours: what lies beside the quotes of a TDX virtual machine, for programs that pass quotes on."""
 
@@ -33,6 +36,7 @@ class _State:
     def __init__(self) -> None:
         self.target_info = bytes(TARGET_INFO_SIZE)
         self.report_data = bytes(REPORT_DATA_SIZE)
+        self.graphene_key = bytes(2 * KEY_SIZE)
 
 
 class _Process(NamedTuple):
@@ -54,14 +58,23 @@ def _process_of(caller: Caller) -> _Process:
     return _Process(number, fields[19])
 
 
+def _is_alive(number: int) -> bool:
+    return Path(f"/proc/{number}").exists()
+
+
 class _Values:
-    """``user_report_data`` and ``target_info`` of every process."""
+    """What every process wrote; that of processes that have ended is forgotten now and then."""
 
     def __init__(self) -> None:
         self._states: dict[_Process, _State] = {}
 
     def of(self, caller: Caller) -> _State:
-        return self._states.setdefault(_process_of(caller), _State())
+        process = _process_of(caller)
+        if process not in self._states:
+            if len(self._states) >= _MANY_PROCESSES:
+                self._states = {p: s for p, s in self._states.items() if _is_alive(p.number)}
+            self._states[process] = _State()
+        return self._states[process]
 
     def set_report_data(self, caller: Caller, value: bytes) -> None:
         self.of(caller).report_data = value[:REPORT_DATA_SIZE].ljust(REPORT_DATA_SIZE, b"\0")
@@ -71,13 +84,18 @@ class _Values:
 
 
 def attestation_directory(
-    enclave: Enclave | None, keys: Keyring, *, remote_attestation: bool
+    enclave: Enclave | None,
+    keys: Keyring,
+    tell: Callable[[str], None],
+    *,
+    remote_attestation: bool,
 ) -> SyntheticDirectory:
     """Build ``/dev/attestation``; without an enclave (direct mode) it holds only ``keys``.
 
     Args:
         enclave: the running enclave.
         keys: the wrap keys, readable and settable under ``keys/``.
+        tell: called with the reason when the platform fails to make what a program opens.
         remote_attestation: ``sgx.remote_attestation`` is not "none": there is a ``quote``.
     """
     directory = SyntheticDirectory()
@@ -85,6 +103,7 @@ def attestation_directory(
     if enclave is None:
         return directory
     values = _Values()
+    made = functools.partial(_made, tell)
 
     def report(caller: Caller) -> bytes:
         state = values.of(caller)
@@ -94,31 +113,37 @@ def attestation_directory(
 
     directory.mounted |= {
         b"attestation_type": PseudoFile(lambda _: b"dcap" if remote_attestation else b"none"),
-        b"my_target_info": PseudoFile(_if_supported(lambda _: enclave.target_info())),
+        b"my_target_info": PseudoFile(made("my_target_info", lambda _: enclave.target_info())),
         b"target_info": PseudoFile(lambda _: b"", values.set_target_info),
         b"user_report_data": PseudoFile(lambda _: b"", values.set_report_data),
-        b"report": PseudoFile(_if_supported(report)),
-        b"protected_files_key": _graphene_key(keys),
+        b"report": PseudoFile(made("report", report)),
+        b"protected_files_key": _graphene_key(keys, values),
     }
     if remote_attestation:
         directory.mounted[b"quote"] = PseudoFile(
-            lambda caller: enclave.quote(values.of(caller).report_data)
+            made("quote", lambda caller: enclave.quote(values.of(caller).report_data))
         )
         if enclave.event_log:
             directory.mounted[EVENT_LOG] = PseudoFile(lambda _: enclave.event_log)
     return directory
 
 
-def _if_supported(read: Reader) -> Reader:
-    """Answer ``EOPNOTSUPP`` for what the platform does not have."""
+def _made(tell: Callable[[str], None], name: str, read: Reader) -> Reader:
+    """Turn a failure of the platform into an error of open(2), and tell of it.
 
-    def supported(caller: Caller) -> bytes:
+    ``EOPNOTSUPP`` is for what the platform does not have, ``EACCES`` for the rest, as in Gramine.
+    """
+
+    def made(caller: Caller) -> bytes:
         try:
             return read(caller)
         except UnsupportedByPlatformError:
             refuse(errno.EOPNOTSUPP)
+        except CloisterError as error:
+            tell(f"/dev/attestation/{name}: {error.message}")
+            refuse(errno.EACCES)
 
-    return supported
+    return made
 
 
 def _keys_directory(enclave: Enclave | None, keys: Keyring) -> SyntheticDirectory:
@@ -142,7 +167,9 @@ def _key_file(keys: Keyring, name: str, *, writable: bool) -> PseudoFile:
     return PseudoFile(lambda _: keys.get(name) or b"", write if writable else None)
 
 
-def _graphene_key(keys: Keyring) -> PseudoFile:
+def _graphene_key(keys: Keyring, values: _Values) -> PseudoFile:
+    """Graphene's file: 32 hexadecimal digits; it reads what this process wrote, else NUL bytes."""
+
     def write(caller: Caller, value: bytes) -> None:
         try:
             key = bytes.fromhex(value.decode("ascii"))
@@ -151,5 +178,6 @@ def _graphene_key(keys: Keyring) -> PseudoFile:
         if len(value) != 2 * KEY_SIZE or len(key) != KEY_SIZE or DEFAULT_KEY not in keys:
             refuse(errno.EACCES)
         keys.set(DEFAULT_KEY, key)
+        values.of(caller).graphene_key = value
 
-    return PseudoFile(lambda _: (keys.get(DEFAULT_KEY) or b"").hex().encode(), write)
+    return PseudoFile(lambda caller: values.of(caller).graphene_key, write)

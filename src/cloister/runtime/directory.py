@@ -174,6 +174,14 @@ class HostDirectory(Directory):
         except OSError:
             return 0
 
+    def sync(self) -> None:
+        """Sync the host's directory."""
+        descriptor = os.open(self.place.inside(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def create(self, name: bytes, flags: int, mode: int, caller: Caller) -> tuple[Node, Handle]:
         """Create a file on the host, encrypted where the mount says so."""
         host, path = self.places(name)

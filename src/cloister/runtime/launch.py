@@ -130,7 +130,10 @@ class _Run:
             protected=PathSet(file_path(u) for u in protected) if enclave else PathSet(()),
         )
         attestation = attestation_directory(
-            enclave, keys, remote_attestation=self._manifest.sgx.remote_attestation != "none"
+            enclave,
+            keys,
+            journal.note,
+            remote_attestation=self._manifest.sgx.remote_attestation != "none",
         )
         self._tree = build_tree(self._manifest, self._scene, keys, program.base, attestation)
 

@@ -137,6 +137,9 @@ class Directory(Node):
         """Return names and file-type bits, without ``.`` and ``..``."""
         return []
 
+    def sync(self) -> None:
+        """Make the names survive a power loss; names that only the tree has do not need it."""
+
     def create(self, name: bytes, flags: int, mode: int, caller: Caller) -> tuple[Node, Handle]:
         """Create a file and open it."""
         refuse(errno.EACCES)

@@ -323,6 +323,10 @@ class View(Filesystem):
             listing.append(Listed(name, _UNKNOWN_NUMBER if child is None else child.number, mode))
         return listing
 
+    def fsyncdir(self, node: int) -> None:
+        """See :class:`Filesystem`."""
+        self._directory(node).sync()
+
     def releasedir(self, node: int, handle: int) -> None:
         """See :class:`Filesystem`."""
         del self._listings[handle]
