@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloister.errors import CloisterError
+from cloister.errors import CloisterError, SandboxError
 
 OLDEST_KERNEL = (5, 4)
 OWNER_COMMANDS = (
@@ -227,7 +227,7 @@ def _real_run(machine: Machine, try_run: Callable[[], None], *, is_explained: bo
         container = machine.container()
         if is_explained:
             hint = None
-        elif container is not None:
+        elif container is not None and isinstance(error, SandboxError):
             hint = (
                 f"let the {container} container do what a run needs: --device /dev/fuse "
                 "--security-opt seccomp=unconfined --security-opt apparmor=unconfined "

@@ -13,6 +13,16 @@ import pytest
 from applications import CLOISTER, KEY, PYTHON, App
 from cloister.encrypted.file import EncryptedFile
 
+RENAME = """\
+import errno, os
+os.chdir("/secret")
+open("old/a", "w").write("a\\n")
+try:
+    os.rename("old", "new")
+except OSError as error:
+    print(errno.errorcode[error.errno], *sorted(os.listdir("old")))
+"""
+
 
 @pytest.fixture
 def secret(app: App) -> App:
@@ -68,6 +78,15 @@ def test_a_file_that_does_not_open_keeps_all_in_place(secret: App) -> None:
     assert "not an encrypted file" in done.stderr
     assert content(secret, "secret/old/a") == b"a\n"
     assert not (secret.directory / "secret" / "new").exists()
+
+
+def test_a_link_of_the_hosts_keeps_all_in_place(secret: App) -> None:
+    old = secret.directory / "secret" / "old"
+    (old / "real").mkdir(parents=True)
+    (old / "link").symlink_to("real")
+    done = secret.direct([PYTHON, "-c", RENAME])
+    assert done.stdout.split() == ["EXDEV", "a", "link", "real"]
+    assert content(secret, "secret/old/a") == b"a\n"
 
 
 def test_a_run_killed_in_the_middle_loses_no_file(secret: App) -> None:

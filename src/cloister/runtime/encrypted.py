@@ -362,16 +362,18 @@ def move_tree(scene: Scene, key_name: str, old: tuple[str, str], new: tuple[str,
         new: those that it gets; at most an empty directory is there.
 
     Raises:
-        OSError: ENOTEMPTY: something is there; EACCES: a file below does not open, and nothing was
-            moved.
+        OSError: ENOTEMPTY: something is there; EACCES: a file below does not open; EXDEV: the host
+            has a symbolic link below. Nothing was moved.
     """
     (old_host, old_path), (new_host, new_path) = old, new
     open_files = {node.place.host: node for node in scene.opened if not node.place.is_lost}
     moves: list[tuple[EncryptedNode, str, str]] = []
     others: list[tuple[str, str]] = []
     directories: list[tuple[str, os.stat_result]] = []
-    for host, _, files in os.walk(old_host):
+    for host, below_here, files in os.walk(old_host):
         below = host[len(old_host) :]
+        if any(os.path.islink(f"{host}/{name}") for name in (*below_here, *files)):
+            refuse(errno.EXDEV)  # a link of the host's: what it leads to is bound to this path
         directories.append((below, os.stat(host)))
         for name in files:
             source, target = f"{host}/{name}", f"{new_host}{below}/{name}"
