@@ -19,6 +19,7 @@ KEY_SERVER ?= localhost:4433
 BIN := $(abspath $(wildcard ../../.venv/bin))
 CLOISTER ?= $(if $(BIN),$(BIN)/cloister,cloister)
 PYTHON ?= $(if $(BIN),$(BIN)/python,python3)
+DEMO ?= ../demo.sh
 
 BUILT := $(foreach app,$(APPS),$(addprefix $(app).,manifest manifest.sgx index sig))
 
@@ -42,10 +43,10 @@ plaintext: prepare.py
 	@touch plaintext
 
 demo: data
-	@CLOISTER="$(CLOISTER)" PYTHON="$(PYTHON)" KEY_SERVER="$(KEY_SERVER)" sh ../demo.sh $(APPS)
+	@CLOISTER="$(CLOISTER)" PYTHON="$(PYTHON)" KEY_SERVER="$(KEY_SERVER)" sh $(DEMO) $(APPS)
 
 clean:
-	@rm -rf $(BUILT) native decrypted encrypted __pycache__ platform.json serve.log
+	@rm -rf $(BUILT) native decrypted encrypted __pycache__ platform.json *.log answer.txt
 
 distclean: clean
 	@rm -rf plaintext certs wrap-key

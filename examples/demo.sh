@@ -1,43 +1,18 @@
 # The whole confidential workflow of one example, all roles in one directory. Called by `make demo`
-# in the example's directory with the names of its programs: sh ../demo.sh APP...
-set -eu
-
-step() { printf '==> %-9s %s\n' "$1" "$2"; }
-each() { for app in $apps; do "$@" "$app"; done; }
-native() { (cd native && PYTHONDONTWRITEBYTECODE=1 "$PYTHON" "../$1.py"); }
-build() { "$CLOISTER" build -D "key_server=$KEY_SERVER" "$1.manifest.template"; }
-apps=$*
-rm -rf native encrypted decrypted
+# in the example's directory with the names of its programs: sh ../demo.sh NAME...
+. ../roles.sh
 
 step owner 'run natively, for comparison'
+rm -rf native decrypted
 cp -r plaintext native
-each native
+for name in "$@"; do (cd native && "$PYTHON" "../$name.py"); done
 
-step owner 'make a wrap key and certificates, encrypt the inputs'
-[ -e wrap-key ] || "$CLOISTER" key new wrap-key
-[ -e certs ] || "$CLOISTER" certs new certs
-"$CLOISTER" encrypt -k wrap-key plaintext encrypted
-
-step builder 'hash, measure and sign'
-each build
-
-step platform 'export the root of the SIMULATED processor'
-"$CLOISTER" platform export platform.json
-
-step owner 'release the key to these enclaves only'
-: >serve.log
-"$CLOISTER" serve --key wrap-key $(printf -- '--enclave %s ' "$@") --listen "$KEY_SERVER" \
-    --cert certs/server.crt --cert-key certs/server.key --trust-simulated platform.json \
-    >>serve.log 2>&1 &
-server=$!
-trap 'kill $server 2>/dev/null' EXIT
-until grep -q '^listening' serve.log; do
-    kill -0 $server 2>/dev/null || { cat serve.log >&2; exit 1; }
-    sleep 0.1
-done
+encrypt_inputs
+for name in "$@"; do build "$name"; done
+release_key_to "$@"
 
 step platform 'run in the SIMULATED enclave'
-each "$CLOISTER" run
+for name in "$@"; do "$CLOISTER" run "$name"; done
 
 step owner 'decrypt the results, compare them with those of the native run'
 "$CLOISTER" decrypt -k wrap-key encrypted decrypted

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,8 +28,9 @@ class Project:
     """
 
     def __init__(self, name: str, directory: Path, cache: Path) -> None:
-        for shared in ("common.mk", "demo.sh"):
+        for shared in ("common.mk", "demo.sh", "roles.sh"):
             shutil.copy(EXAMPLES / shared, directory)
+        shutil.copytree(EXAMPLES / "pytorch" / "plaintext", directory / "pytorch" / "plaintext")
         ignored = shutil.ignore_patterns(*_NOT_COPIED, "*.manifest", "*.sgx", "*.sig", "*.index")
         shutil.copytree(EXAMPLES / name, directory / name, ignore=ignored)
         self.directory = directory / name
@@ -81,6 +83,30 @@ class Project:
                 yield
             finally:
                 server.terminate()
+
+    def wait_for(self, port: int) -> None:
+        """Wait until something listens there."""
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
+                return
+            time.sleep(0.1)
+        raise TimeoutError(f"nothing listens on port {port}")
+
+    def require_same_results(self, *results: str) -> None:
+        """What the enclave left, decrypted, is what the native run left, byte for byte."""
+        native = files_in(self.path("native"))
+        assert files_in(self.path("decrypted")) == native
+        assert set(results) == native.keys() - files_in(self.path("plaintext")).keys()
+
+    def require_ciphertext_only(self) -> None:
+        """No 64 bytes from the middle of any file are on the platform."""
+        encrypted = files_in(self.path("encrypted"))
+        together = b"".join(encrypted.values())
+        plain = files_in(self.path("native"))
+        assert encrypted.keys() == plain.keys()
+        for name, content in plain.items():
+            middle = len(content) // 2
+            assert content[middle : middle + 64] not in together, name
 
     def path(self, *parts: str) -> Path:
         return self.directory.joinpath(*parts)
