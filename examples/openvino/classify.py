@@ -36,7 +36,8 @@ def load_image() -> NDArray[Any]:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.resize((224, 224), box=(left, top, left + side, top + side))
     pixels: NDArray[Any] = (np.asarray(image, dtype=np.float32) - 127) / 128
-    return pixels.transpose(2, 0, 1).reshape(1, 3, 224, 224)
+    batch: NDArray[Any] = pixels.transpose(2, 0, 1)[None]
+    return batch
 
 
 if __name__ == "__main__":
