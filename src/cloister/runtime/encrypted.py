@@ -51,6 +51,8 @@ class RejectedError(OSError):
 class EncryptedNode(Node):
     """A file that is encrypted on the host under a named key and bound to its URI path."""
 
+    costs_reading = True
+
     def __init__(self, scene: Scene, keys: Keyring, host: str, path: str, key_name: str) -> None:
         self.scene = scene
         self.place = Place(scene, host, path)

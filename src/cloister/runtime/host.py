@@ -170,6 +170,7 @@ class HostFile(Node):
 
     def _consult_rules(self) -> None:
         self._trusted = self.scene.rules.trusted(self.place.path)
+        self.costs_reading = self._trusted is not None
         if self._trusted is None:
             if self.scene.rules.changes_on_host(self.place.path):
                 self.name_seconds = self.attribute_seconds = HOST_SECONDS

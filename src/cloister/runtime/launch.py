@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from cloister.errors import InputError, UnsupportedByPlatformError
+from cloister.files import cache_home
 from cloister.fuse.server import Server
 from cloister.manifest.index import TrustedIndex
 from cloister.manifest.model import Manifest, Mount, RootMount
@@ -29,6 +30,7 @@ from cloister.provision.variables import SET_KEY, is_asked, without_provisioning
 from cloister.runtime.alertness import Alertness
 from cloister.runtime.attestation import SEALING_KEYS, attestation_directory
 from cloister.runtime.environment import arguments, declared, environment
+from cloister.runtime.foresight import Reads, Record
 from cloister.runtime.journal import Journal, Level
 from cloister.runtime.keyring import DEFAULT_KEY, Keyring
 from cloister.runtime.limits import limits_of
@@ -144,22 +146,29 @@ class _Run:
         variables = environment(self._manifest, host, self._read_uri)
         variables = without_provisioning(variables) | secrets
         extra_names = self._manifest.sys.enable_extra_runtime_domain_names_conf
+        argv = arguments(self._manifest, self._program.arguments, self._read_uri)
+        record = None if self._enclave is None else _record(self._enclave, argv)
         plan = Plan(
             executable=self._inside(self._manifest.libos.entrypoint),
-            arguments=arguments(self._manifest, self._program.arguments, self._read_uri),
+            arguments=argv,
             environment=variables,
             directory=self._manifest.fs.start_dir,
             mounts=self._tree.kernel_mounts,
             host_name=host_name() if extra_names else DEFAULT_HOST_NAME,
             limits=limits_of(self._manifest, enclave=self._enclave is not None),
+            foreseen={} if record is None else record.foreseen,
         )
+        reads = None if record is None else Reads()
         # What is loaded by now stays to the end; the collector need not look at it again.
         gc.freeze()
         with _forwarded_signals(sandbox):
             sandbox.start(plan)
-            view = View(self._tree.root)
+            view = View(self._tree.root, reads)
             Server(sandbox.fuse, view, self._crashed, on_request=alertness.beat).serve()
-            return sandbox.result(self._journal.limit)
+            code = sandbox.result(self._journal.limit)
+        if record is not None and reads is not None:
+            record.learn(reads)
+        return code
 
     def _provision(self, settings: dict[str, str]) -> dict[str, str]:
         """Fetch the secrets that the manifest asks for; return variables for the program."""
@@ -220,6 +229,12 @@ class _Run:
         self._journal.note(f"internal error in {request}, the program got EIO: {error!r}")
         if self._program.debug:
             traceback.print_exception(error, file=sys.stderr)
+
+
+def _record(enclave: Enclave, argv: Sequence[str]) -> Record:
+    """Return what this enclave remembers of runs with these arguments."""
+    key = enclave.sealing_key(SealingPolicy.MRENCLAVE)
+    return Record(cache_home() / "reads", key, argv)
 
 
 def _keyring(manifest: Manifest, enclave: Enclave | None) -> Keyring:

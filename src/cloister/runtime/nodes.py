@@ -72,6 +72,8 @@ class Node:
 
     name_seconds = FOREVER
     attribute_seconds = FOREVER
+    costs_reading = False
+    """Whether bytes are verified or decrypted before they are served."""
 
     def attributes(self) -> Attributes:
         """Return what ``stat`` shows."""

@@ -27,6 +27,7 @@ from typing import NoReturn
 
 from cloister.errors import ProgramStartError, SandboxError
 from cloister.runtime import linux
+from cloister.runtime.foresight import Spans, read_ahead
 from cloister.runtime.forks import FOR_THE_PROGRAM, fork_into, never_returning
 from cloister.runtime.limits import Limits, impose
 from cloister.runtime.machine import SHOWN_OF_PROC
@@ -55,6 +56,7 @@ class Plan:
         mounts: what the kernel mounts over the tree, in order.
         host_name: name of the machine that it sees.
         limits: what it may have at most.
+        foreseen: files of the tree and ranges of them that are read ahead.
     """
 
     executable: str
@@ -64,6 +66,7 @@ class Plan:
     mounts: list[KernelMount]
     host_name: str
     limits: Limits
+    foreseen: dict[str, Spans]
 
 
 class Sandbox:
@@ -260,6 +263,9 @@ def _run_as_process_one(control: socket.socket) -> NoReturn:
                 _become_program(control, theirs, plan)
         theirs.close()
         supervisor = Supervisor(_listener_from(ours), plan.limits)
+        if plan.foreseen and os.fork() == 0:
+            with never_returning():
+                read_ahead(plan.foreseen.items())
         code = _reap_until(program, supervisor)
         for text in supervisor.reached.values():
             control.sendall(_STATUS.pack(_TOLD, len(text)) + text.encode("ascii"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import os
 import stat
 from collections.abc import Iterable
 
@@ -25,6 +26,7 @@ from cloister.fuse.filesystem import (
 from cloister.fuse.protocol import ROOT_NODE, OpenFlag
 from cloister.runtime import linux
 from cloister.runtime.directory import HostDirectory, relocate
+from cloister.runtime.foresight import Reads
 from cloister.runtime.nodes import Directory, Handle, Node, refuse
 
 _UNKNOWN_NUMBER = 0xFFFFFFFF
@@ -46,6 +48,13 @@ class _Known:
         self.references = 0
         self.children: dict[bytes, _Known] = {}
 
+    def path(self) -> str:
+        """Return the path inside the tree; without a name only the slash."""
+        if not self.places:
+            return "/"
+        parent, name = self.places[0]
+        return f"{parent.path().rstrip('/')}/{os.fsdecode(name)}"
+
     def put(self, parent: _Known, name: bytes) -> None:
         """Give the node a name."""
         self.places.append((parent, name))
@@ -63,9 +72,11 @@ class View(Filesystem):
 
     Args:
         root: the node of ``/``.
+        reads: is told of all reads of trusted and encrypted files.
     """
 
-    def __init__(self, root: Directory) -> None:
+    def __init__(self, root: Directory, reads: Reads | None = None) -> None:
+        self._reads = reads
         self._numbers = itertools.count(ROOT_NODE + 1)
         self._known: dict[int, _Known] = {ROOT_NODE: _Known(ROOT_NODE, root)}
         self._handle_numbers = itertools.count(1)
@@ -268,7 +279,12 @@ class View(Filesystem):
 
     def read(self, node: int, handle: int, offset: int, size: int) -> bytes | memoryview:
         """See :class:`Filesystem`."""
-        return self._handles[handle].read(offset, size)
+        data = self._handles[handle].read(offset, size)
+        if self._reads is not None:
+            known = self._known[node]
+            if known.node.costs_reading:
+                self._reads.note(node, known.path, offset, len(data))
+        return data
 
     def write(self, node: int, handle: int, offset: int, data: memoryview) -> int:
         """See :class:`Filesystem`."""

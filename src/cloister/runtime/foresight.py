@@ -1,0 +1,158 @@
+"""What a program read in one run is read ahead in the next, while the program still computes.
+
+Between two requests of a program its runtime has nothing to do, and while it decrypts or verifies,
+the program waits. So an enclave remembers which parts of its trusted and encrypted files a run
+read, and in the next run with the same arguments a process of the sandbox reads them in the same
+order, beside the program and with all checks. The program then finds them in the kernel's cache.
+
+Only names and ranges are kept, no content, in the user's cache directory under a key that only
+this very enclave has: the host sees the same reads anyway, but cannot add any. Losing the record
+costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from cloister.files import write_atomically
+
+Spans = list[tuple[int, int]]
+"""Ranges of a file: first byte and the byte behind the last, in the order of reading."""
+
+MOST_BYTES = 1 << 30
+"""More is not read ahead: it would take memory that the program needs."""
+
+_FEWEST_BYTES = 4 << 20
+_MOST_SPANS = 50_000
+_MOST_RECORDS = 32
+_OUTDATED = 0.1  # share of bytes that were not foreseen
+_PIECE = 1 << 20
+_LABEL = b"cloister: reads of a run\0"
+
+
+class Record:
+    """The remembered reads of one program with certain arguments.
+
+    Args:
+        directory: where records are kept.
+        key: a secret that only this enclave has, 16 bytes.
+        arguments: of the program.
+    """
+
+    def __init__(self, directory: Path, key: bytes, arguments: Sequence[str]) -> None:
+        self._key = hmac.digest(key, _LABEL, "sha256")
+        subject = json.dumps(list(arguments)).encode()
+        self._path = directory / hmac.new(self._key, subject, hashlib.sha256).hexdigest()[:32]
+        self.foreseen = self._load()
+
+    def _load(self) -> dict[str, Spans]:
+        """Return what is remembered; what is not this enclave's own is nothing."""
+        try:
+            mac, _, text = self._path.read_bytes().partition(b"\n")
+        except OSError:
+            return {}
+        if not hmac.compare_digest(mac, self._mac(text)):
+            return {}
+        return {path: [(first, end) for first, end in spans] for path, spans in json.loads(text)}
+
+    def _mac(self, text: bytes) -> bytes:
+        return hmac.new(self._key, text, hashlib.sha256).hexdigest().encode()
+
+    def learn(self, reads: Reads) -> None:
+        """Keep what this run read, or forget what no longer fits; a full disk keeps nothing."""
+        with contextlib.suppress(OSError):
+            if not self.foreseen:
+                if _FEWEST_BYTES <= reads.bytes <= MOST_BYTES:
+                    self._keep(reads)
+            elif reads.unforeseen(self.foreseen) > _OUTDATED * reads.bytes:
+                self._path.unlink()
+
+    def _keep(self, reads: Reads) -> None:
+        text = json.dumps(list(reads.spans.items()), separators=(",", ":")).encode()
+        directory = self._path.parent
+        for missing in reversed([d for d in (directory, *directory.parents) if not d.exists()]):
+            missing.mkdir(mode=0o700)
+        write_atomically(self._path, self._mac(text) + b"\n" + text, mode=0o600)
+        others = sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime)
+        for path in others[:-_MOST_RECORDS]:
+            path.unlink(missing_ok=True)
+
+
+class Reads:
+    """Collects the reads of a run.
+
+    Attributes:
+        spans: path inside the tree -> ranges, in the order of the first reads.
+        bytes: how many were read.
+    """
+
+    def __init__(self) -> None:
+        self.spans: dict[str, Spans] = {}
+        self.bytes = 0
+        self._of_node: dict[int, Spans] = {}
+        self._count = 0
+
+    def note(self, node: int, path: Callable[[], str], offset: int, size: int) -> None:
+        """Take one read.
+
+        Args:
+            node: number of the node.
+            path: tells its path inside the tree; asked once for each node.
+            offset, size: what was read.
+        """
+        spans = self._of_node.get(node)
+        if spans is None:
+            spans = self._of_node[node] = self.spans.setdefault(path(), [])
+        self.bytes += size
+        if spans and spans[-1][1] == offset:
+            spans[-1] = (spans[-1][0], offset + size)
+        elif self._count < _MOST_SPANS:
+            spans.append((offset, offset + size))
+            self._count += 1
+
+    def unforeseen(self, foreseen: Mapping[str, Spans]) -> int:
+        """Return how many bytes were read that are not in ``foreseen``."""
+        return sum(_outside(spans, foreseen.get(path, [])) for path, spans in self.spans.items())
+
+
+def _outside(spans: Spans, covering: Spans) -> int:
+    """Return how many bytes of ``spans`` lie in none of ``covering``."""
+    merged: Spans = []
+    for first, end in sorted(covering):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((first, end))
+    outside = 0
+    for first, end in spans:
+        number = max(bisect.bisect(merged, (first, first)) - 1, 0)
+        outside += end - first
+        while number < len(merged) and merged[number][0] < end:
+            outside -= max(0, min(end, merged[number][1]) - max(first, merged[number][0]))
+            number += 1
+    return outside
+
+
+def read_ahead(foreseen: Iterable[tuple[str, Iterable[tuple[int, int]]]]) -> None:
+    """Read files of the tree so that the kernel has them; what cannot be read is left to others.
+
+    Runs in a process of the sandbox. Nothing is imported here: the host's files are gone.
+    """
+    buffer = memoryview(bytearray(_PIECE))
+    for path, spans in foreseen:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no more than asked for
+                for first, end in spans:
+                    for at in range(first, end, _PIECE):
+                        os.preadv(descriptor, [buffer[: min(_PIECE, end - at)]], at)
+            finally:
+                os.close(descriptor)

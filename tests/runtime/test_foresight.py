@@ -1,0 +1,134 @@
+"""What a run read is read ahead in the next one, with all checks, and only what it read itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from applications import KEY, App
+from cloister.runtime.foresight import Reads, Record
+
+SIZE = 6 << 20
+
+
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "cloister" / "reads"
+
+
+@pytest.fixture
+def reader(app: App) -> App:
+    """An enclave with a large trusted and a large encrypted file."""
+    (app.directory / "files").mkdir()
+    (app.directory / "secret").mkdir()
+    (app.directory / "files" / "large").write_bytes(bytes(range(256)) * (SIZE // 256))
+    app.mount("/files", "file:files")
+    app.mount("/secret", "file:secret", "encrypted")
+    app.settings["fs.insecure__keys.default"] = f'"{KEY}"'
+    app.trusted.append("file:files/large")
+    app.build_shell()
+    app.run_shell(f"head -c {SIZE} /files/large > /secret/large")
+    return app
+
+
+READ = "cat /files/large /secret/large | wc -c"
+
+
+def kept(records: Path) -> dict[str, list[list[int]]]:
+    """The largest record: path -> ranges."""
+    largest = max(records.iterdir(), key=lambda path: path.stat().st_size)
+    return dict(json.loads(largest.read_bytes().partition(b"\n")[2]))
+
+
+def test_a_second_run_has_the_same_result(reader: App, records: Path) -> None:
+    for _ in range(3):
+        assert reader.run_shell(READ).stdout == f"{2 * SIZE}\n"
+    found = kept(records)
+    assert sum(end - first for first, end in found["/files/large"]) >= SIZE
+    assert sum(end - first for first, end in found["/secret/large"]) >= SIZE
+    assert records.stat().st_mode & 0o777 == 0o700
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in records.iterdir())
+
+
+def test_other_arguments_have_a_record_of_their_own(reader: App, records: Path) -> None:
+    reader.run_shell(READ)
+    before = set(records.iterdir())
+    reader.run_shell("cat /secret/large | wc -c")
+    (new,) = set(records.iterdir()) - before
+    assert b"/files/large" not in new.read_bytes()
+
+
+def test_changed_bytes_are_refused_when_read_ahead(reader: App) -> None:
+    reader.run_shell(READ)
+    large = reader.directory / "files" / "large"
+    content = bytearray(large.read_bytes())
+    content[SIZE // 2] ^= 1
+    large.write_bytes(content)
+    done = reader.run_shell("cat /files/large > /dev/null || echo refused")
+    assert done.stdout == "refused\n"
+    assert "are not those that were signed" in done.stderr
+
+
+def test_the_host_adds_nothing_to_a_record(reader: App, records: Path) -> None:
+    """A forged record would make the runtime read what the program never asked for."""
+    (reader.directory / "files" / "unlisted").write_bytes(b"x")
+    reader.run_shell(READ)
+    record = next(path for path in records.iterdir() if b"/secret/large" in path.read_bytes())
+    mac, _, text = record.read_bytes().partition(b"\n")
+    record.write_bytes(mac + b"\n" + text.replace(b"/files/large", b"/files/unlisted"))
+    done = reader.run_shell(READ)
+    assert "unlisted" not in done.stderr
+    assert "/files/unlisted" not in kept(records)
+
+
+def test_a_record_that_does_not_fit_is_forgotten(reader: App, records: Path) -> None:
+    """The same arguments read other files: what the host changed in an allowed place, say."""
+    script = f"f=$(cat /secret/name); cat $f | head -c {SIZE} | wc -c"
+    reader.run_shell("echo /files/large > /secret/name")
+    reader.run_shell(script)
+    assert "/files/large" in kept(records)
+    reader.run_shell("echo /secret/large > /secret/name")
+    reader.run_shell(script)  # learns that the record is outdated
+    reader.run_shell(script)
+    assert "/files/large" not in kept(records)
+    assert "/secret/large" in kept(records)
+
+
+Ranges = list[tuple[int, int]]
+ranges = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)).map(lambda r: (r[0], sum(r))))
+
+
+def _bytes(spans: Ranges) -> Iterator[int]:
+    for first, end in spans:
+        yield from range(first, end)
+
+
+@given(read=ranges, foreseen=ranges)
+def test_unforeseen_bytes_are_counted(read: Ranges, foreseen: Ranges) -> None:
+    reads = Reads()
+    for first, end in read:
+        reads.note(7, lambda: "/a", first, end - first)
+    known = set(_bytes(foreseen))
+    expected = sum(byte not in known for byte in _bytes(read))
+    assert reads.unforeseen({"/a": foreseen, "/b": [(0, 100)]}) == expected
+    assert reads.bytes == sum(end - first for first, end in read)
+
+
+def test_only_the_right_key_opens_a_record(tmp_path: Path) -> None:
+    reads = Reads()
+    reads.note(1, lambda: "/a", 0, SIZE)
+    Record(tmp_path / "new" / "reads", b"k" * 16, ["a"]).learn(reads)
+    assert Record(tmp_path / "new" / "reads", b"k" * 16, ["a"]).foreseen == {"/a": [(0, SIZE)]}
+    assert Record(tmp_path / "new" / "reads", b"k" * 16, ["b"]).foreseen == {}
+    (path,) = (tmp_path / "new" / "reads").iterdir()
+    other = Record(tmp_path / "new" / "reads", b"l" * 16, ["a"])
+    other.learn(reads)
+    (theirs,) = set(path.parent.iterdir()) - {path}
+    theirs.write_bytes(path.read_bytes())
+    assert Record(tmp_path / "new" / "reads", b"l" * 16, ["a"]).foreseen == {}
