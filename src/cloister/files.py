@@ -191,6 +191,12 @@ def cache_home() -> Path:
     return _xdg("XDG_CACHE_HOME", ".cache")
 
 
+def make_private_directory(path: Path) -> None:
+    """Make a directory and what is missing above it, for this user only whatever the umask is."""
+    for missing in reversed([one for one in (path, *path.parents) if not one.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+
+
 def _xdg(variable: str, default: str) -> Path:
     value = os.environ.get(variable, "")
     base = Path(value) if value and Path(value).is_absolute() else Path.home() / default

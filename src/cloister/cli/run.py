@@ -160,13 +160,13 @@ def run_enclave(
     from cloister.runtime.load import enclave_program
 
     journal = _journal()
-    signed = enclave_program(app, arguments, os.environ, debug=debug)
+    platform = choose_platform(platform_name, require_hardware=require_hardware)
+    signed = enclave_program(app, arguments, os.environ, platform, debug=debug)
     signed.program.log_level = log_level
     if drop_arguments:
         _drop_arguments(signed.program, journal)
 
     def start() -> Enclave:
-        platform = choose_platform(platform_name, require_hardware=require_hardware)
         enclave = signed.start(platform, libpal)
         if enclave.simulated:
             journal.note(

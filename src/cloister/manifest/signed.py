@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cloister.errors import InputError, TrustedIndexError
+from cloister.files import data_home
 from cloister.manifest.index import TrustedIndex
-from cloister.manifest.model import Manifest
-from cloister.manifest.parse import ManifestText
+from cloister.manifest.known import KnownManifest
+
+if TYPE_CHECKING:
+    from cloister.manifest.model import IndexReference, Manifest
+    from cloister.manifest.parse import ManifestText
 
 TEMPLATE_SUFFIX = ".manifest.template"
 
@@ -25,16 +30,25 @@ class SignedEnclave:
         manifest: the same, validated.
         trusted: digests of the trusted files.
         sigstruct: SIGSTRUCT, 1808 bytes; not verified here, the platform does that.
+        known: what an enclave has kept, or may keep, of the validated manifest.
+        recalled: whether ``manifest`` comes from there, and still is to be confirmed.
     """
 
     manifest_bytes: bytes
     manifest: Manifest
     trusted: TrustedIndex
     sigstruct: bytes
+    known: KnownManifest
+    recalled: bool
 
 
-def load_signed(app: Path) -> SignedEnclave:
+def load_signed(app: Path, *, platform: str | None = None) -> SignedEnclave:
     """Load ``APP.manifest.sgx``, ``APP.sig`` and, where the manifest names one, ``APP.index``.
+
+    Args:
+        app: path without suffix.
+        platform: take the validated manifest from its last start on this platform, if it is
+            there.
 
     Raises:
         InputError: a file is missing, or the manifest is not one.
@@ -42,23 +56,39 @@ def load_signed(app: Path) -> SignedEnclave:
     """
     manifest_path = beside(app, ".manifest.sgx")
     data = _read_built(manifest_path, app)
-    text = ManifestText(data.decode("utf-8", "replace"), str(manifest_path))
+    sigstruct = _read_built(beside(app, ".sig"), app)
+    known = KnownManifest(data_home() / "manifests" / (platform or ""), data, sigstruct)
+    recalled = None if platform is None else known.recall()
+    if recalled is not None and recalled.cloister.trusted_index is not None:
+        manifest = recalled
+        trusted = _indexed(app, recalled.cloister.trusted_index)
+    else:
+        from cloister.manifest.parse import ManifestText
+
+        text = ManifestText(data.decode("utf-8", "replace"), str(manifest_path))
+        manifest, trusted = text.manifest, _trusted(app, text)
     return SignedEnclave(
         manifest_bytes=data,
-        manifest=text.manifest,
-        trusted=_trusted(app, text),
-        sigstruct=_read_built(beside(app, ".sig"), app),
+        manifest=manifest,
+        trusted=trusted,
+        sigstruct=sigstruct,
+        known=known,
+        recalled=manifest is recalled,
     )
+
+
+def _indexed(app: Path, reference: IndexReference) -> TrustedIndex:
+    path = beside(app, ".index")
+    try:
+        return TrustedIndex.load(_read_built(path, app), bytes.fromhex(reference.sha256))
+    except TrustedIndexError as error:
+        raise TrustedIndexError(f"{path}: {error.message}") from error
 
 
 def _trusted(app: Path, text: ManifestText) -> TrustedIndex:
     reference = text.manifest.cloister.trusted_index
     if reference is not None:
-        path = beside(app, ".index")
-        try:
-            return TrustedIndex.load(_read_built(path, app), bytes.fromhex(reference.sha256))
-        except TrustedIndexError as error:
-            raise TrustedIndexError(f"{path}: {error.message}") from error
+        return _indexed(app, reference)
     hashes: dict[str, bytes] = {}
     for line, file in enumerate(text.manifest.sgx.trusted_files):
         if file.sha256 is None:

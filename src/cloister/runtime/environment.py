@@ -6,9 +6,12 @@ Source: Gramine's manifest syntax, "Command-line arguments" and "Environment var
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from cloister.errors import InputError
-from cloister.manifest.model import Manifest
+
+if TYPE_CHECKING:
+    from cloister.manifest.model import Manifest
 
 ReadFile = Callable[[str], bytes]
 

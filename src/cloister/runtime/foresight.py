@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cloister.files import write_atomically
+from cloister.files import make_private_directory, write_atomically
 
 Spans = list[tuple[int, int]]
 """Ranges of a file: first byte and the byte behind the last, in the order of reading."""
@@ -77,8 +77,7 @@ class Record:
     def _keep(self, reads: Reads) -> None:
         text = json.dumps(list(reads.spans.items()), separators=(",", ":")).encode()
         directory = self._path.parent
-        for missing in reversed([d for d in (directory, *directory.parents) if not d.exists()]):
-            missing.mkdir(mode=0o700)
+        make_private_directory(directory)
         write_atomically(self._path, self._mac(text) + b"\n" + text, mode=0o600)
         others = sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime)
         for path in others[:-_MOST_RECORDS]:

@@ -23,7 +23,6 @@ from cloister.errors import InputError, UnsupportedByPlatformError
 from cloister.files import cache_home
 from cloister.fuse.server import Server
 from cloister.manifest.index import TrustedIndex
-from cloister.manifest.model import Manifest, Mount, RootMount
 from cloister.manifest.uris import file_path
 from cloister.platforms.base import Enclave, SealingPolicy
 from cloister.provision.variables import SET_KEY, is_asked, without_provisioning
@@ -43,6 +42,7 @@ from cloister.runtime.tree import read_node
 from cloister.runtime.view import View
 
 if TYPE_CHECKING:
+    from cloister.manifest.model import Manifest, Mount, RootMount
     from cloister.provision.client import ProvisioningRequest
 
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -231,9 +231,12 @@ class _Run:
             traceback.print_exception(error, file=sys.stderr)
 
 
-def _record(enclave: Enclave, argv: Sequence[str]) -> Record:
-    """Return what this enclave remembers of runs with these arguments."""
-    key = enclave.sealing_key(SealingPolicy.MRENCLAVE)
+def _record(enclave: Enclave, argv: Sequence[str]) -> Record | None:
+    """Return what this enclave remembers of runs with these arguments, if it can keep anything."""
+    try:
+        key = enclave.sealing_key(SealingPolicy.MRENCLAVE)
+    except UnsupportedByPlatformError:
+        return None
     return Record(cache_home() / "reads", key, argv)
 
 
@@ -262,11 +265,17 @@ def _set_sealing_keys(
     Raises:
         UnsupportedByPlatformError: an encrypted mount uses a key that this platform does not have.
     """
-    masks = manifest.sgx.seal_key.model_dump()
+    masks = manifest.sgx.seal_key
     for policy in SealingPolicy:
         name = f"_sgx_{policy.value}"
         try:
-            keys.set(name, enclave.sealing_key(policy, **masks))
+            key = enclave.sealing_key(
+                policy,
+                flags_mask=masks.flags_mask,
+                xfrm_mask=masks.xfrm_mask,
+                misc_mask=masks.misc_mask,
+            )
+            keys.set(name, key)
         except UnsupportedByPlatformError:
             if name in mounted:
                 raise

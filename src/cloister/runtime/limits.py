@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import resource
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cloister.manifest.model import Manifest
+if TYPE_CHECKING:
+    from cloister.manifest.model import Manifest
 
 _PAGE = 4096
 _MOST_DESCRIPTORS = 65536

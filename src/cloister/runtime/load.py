@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloister.errors import InputError
-from cloister.manifest.parse import parse_manifest
+from cloister.errors import InputError, UnsupportedByPlatformError
 from cloister.manifest.signed import SignedEnclave, load_signed
-from cloister.platforms.base import Enclave, Platform
+from cloister.platforms.base import Enclave, Platform, SealingPolicy
 from cloister.runtime.launch import Program
 
 
@@ -28,30 +27,46 @@ class SignedProgram:
             libpal: the measured runtime image; None takes the one of this installation.
 
         Raises:
-            EnclaveStartError: the platform refuses: files and signature do not fit.
+            EnclaveStartError: the platform refuses: files and signature do not fit. Or the
+                manifest was recalled, and this enclave does not confirm it.
         """
         from cloister.platforms.image import runtime_image
 
-        sgx = self.signed.manifest.sgx
-        return platform.start(
-            manifest=self.signed.manifest_bytes,
-            sigstruct=self.signed.sigstruct,
+        signed, sgx = self.signed, self.signed.manifest.sgx
+        enclave = platform.start(
+            manifest=signed.manifest_bytes,
+            sigstruct=signed.sigstruct,
             image=runtime_image() if libpal is None else libpal.read_bytes(),
             enclave_size=sgx.enclave_size,
             max_threads=sgx.max_threads,
             edmm=sgx.edmm_enable,
         )
+        try:
+            key = enclave.sealing_key(SealingPolicy.MRENCLAVE)
+        except UnsupportedByPlatformError:
+            return enclave  # it can keep nothing, so nothing was recalled
+        if not signed.recalled:
+            signed.known.keep(key, signed.manifest)
+        elif not signed.known.is_confirmed(key):
+            enclave.close()
+            raise signed.known.refusal()
+        return enclave
 
 
 def enclave_program(
-    app: Path, arguments: Sequence[str], environment: Mapping[str, str], *, debug: bool = False
+    app: Path,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    platform: Platform,
+    *,
+    debug: bool = False,
 ) -> SignedProgram:
     """Load ``APP.manifest.sgx``, ``APP.index`` and ``APP.sig``.
 
     Raises:
         InputError: one of them is missing or malformed.
     """
-    signed = load_signed(app)
+    signed = load_signed(app, platform=platform.name)
     program = Program(
         manifest=signed.manifest,
         base=_base(app),
@@ -79,6 +94,8 @@ def direct_program(
             f"{path}: does not exist; APP is the name that stands before .manifest",
             hint=f"cloister build --mode direct {app.name}.manifest.template",
         ) from error
+    from cloister.manifest.parse import parse_manifest
+
     return Program(
         manifest=parse_manifest(text, str(path)),
         base=_base(app),

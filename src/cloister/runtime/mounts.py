@@ -6,9 +6,9 @@ import os
 import posixpath
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from cloister.errors import InputError
-from cloister.manifest.model import Manifest, Mount, RootMount
 from cloister.manifest.uris import DEVICE, FILE, normalise
 from cloister.runtime.directory import host_node
 from cloister.runtime.encrypted import EncryptedNode
@@ -21,6 +21,9 @@ from cloister.runtime.policy import ReadOnlyRules, is_below
 from cloister.runtime.pseudo import AbsentFile, PseudoFile
 from cloister.runtime.scene import Scene
 from cloister.runtime.tree import ABSENT_FILE, EMPTY_DIRECTORY, KernelMount, Tree
+
+if TYPE_CHECKING:
+    from cloister.manifest.model import Manifest, Mount, RootMount
 
 KERNEL_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
@@ -53,7 +56,7 @@ def build_tree(
         return EncryptedNode(scene, keys, host, path, key_name)
 
     scene.encrypted = encrypted
-    tree = _rooted(manifest.fs.root or RootMount(uri="file:."), scene, base)
+    tree = _rooted(manifest.fs.root or _DefaultRoot(), scene, base)
     _place_pseudo_files(tree, scene, attestation)
     for number, mount in enumerate(manifest.fs.mounts):
         _place_mount(tree, mount, scene, base, f"fs.mounts[{number}]")
@@ -63,7 +66,7 @@ def build_tree(
     return tree
 
 
-def _rooted(root: RootMount, scene: Scene, base: Path) -> Tree:
+def _rooted(root: RootMount | _DefaultRoot, scene: Scene, base: Path) -> Tree:
     """Return a tree of which only the root is there yet."""
     if root.type == "tmpfs":
         tree = Tree(SyntheticDirectory())
@@ -163,7 +166,15 @@ def _covers(directory: str, path: str) -> bool:
     return is_below(path, directory) or (directory == "." and not path.startswith(("/", "..")))
 
 
-def key_of(mount: Mount | RootMount) -> str:
+class _DefaultRoot(NamedTuple):
+    """What ``fs.root`` is where the manifest says nothing: the manifest's directory."""
+
+    type: str = "chroot"
+    uri: str | None = "file:."
+    key_name: str | None = None
+
+
+def key_of(mount: Mount | RootMount | _DefaultRoot) -> str:
     """Return the name of an encrypted mount's key."""
     return mount.key_name or DEFAULT_KEY
 
@@ -176,7 +187,9 @@ def _clean(path: str) -> str:
     return posixpath.normpath("/" + path.lstrip("/"))
 
 
-def _node_of(mount: Mount | RootMount, scene: Scene, base: Path, source: str) -> Node:
+def _node_of(
+    mount: Mount | RootMount | _DefaultRoot, scene: Scene, base: Path, source: str
+) -> Node:
     """Return the node of a chroot or encrypted mount."""
     if mount.uri is None or mount.type not in ("chroot", "encrypted"):
         raise InputError(
