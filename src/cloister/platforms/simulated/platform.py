@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import os
 import secrets
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from cloister.errors import PlatformError
 from cloister.files import data_home
 from cloister.platforms.base import SealingPolicy
-from cloister.platforms.simulated.collateral import Conditions
 from cloister.platforms.simulated.cpu import Processor, target_info_of
-from cloister.platforms.simulated.device import DeviceStore
-from cloister.platforms.simulated.quoting import QuotingEnclave
 from cloister.sgx.keys import (
     SEAL_FLAGS_MASK,
     SEAL_MISC_MASK,
@@ -30,6 +29,9 @@ from cloister.sgx.sigstruct import Sigstruct
 if TYPE_CHECKING:
     from cloister.attestation.anchors import TrustAnchor
     from cloister.attestation.bundle import SimulatedBundle
+    from cloister.platforms.simulated.collateral import Conditions
+    from cloister.platforms.simulated.device import DeviceStore
+    from cloister.platforms.simulated.quoting import QuotingEnclave
 
 _POLICIES = {
     SealingPolicy.MRENCLAVE: KeyPolicy.MRENCLAVE,
@@ -57,8 +59,14 @@ class SimulatedPlatform:
     def __init__(
         self, directory: Path, *, clock: Callable[[], datetime.datetime] = utc_now
     ) -> None:
-        self._store = DeviceStore(directory)
+        self._directory = directory
         self._clock = clock
+
+    @property
+    def _store(self) -> DeviceStore:
+        from cloister.platforms.simulated.device import DeviceStore
+
+        return DeviceStore(self._directory)
 
     @classmethod
     def of_this_machine(cls) -> SimulatedPlatform:
@@ -77,13 +85,19 @@ class SimulatedPlatform:
     ) -> SimulatedEnclave:
         """Measure and start an enclave; see :meth:`cloister.platforms.base.Platform.start`."""
         signed = Sigstruct.unpack(sigstruct)
-        measured = measure(
-            manifest, image, enclave_size=enclave_size, max_threads=max_threads, edmm=edmm
+        measured = _beside(
+            lambda: (
+                measure(
+                    manifest, image, enclave_size=enclave_size, max_threads=max_threads, edmm=edmm
+                ).mrenclave
+            )
         )
+        from cloister.platforms.simulated.quoting import QuotingEnclave
+
         certified = self._store.open(self._clock())
         device = certified.device
         processor = Processor(fused=device.fused, report_key_id=secrets.token_bytes(32))
-        identity = processor.einit(signed, measured=measured.mrenclave)
+        identity = processor.einit(signed, measured=measured())
         quoting = QuotingEnclave(processor, device.pck_key, certified.chain.to_pem())
         return SimulatedEnclave(identity, processor, quoting)
 
@@ -110,6 +124,38 @@ class SimulatedPlatform:
         if conditions is not None:
             issued = certified.device.issue_collateral(certified.chain, now, conditions)
         return SimulatedBundle(TrustAnchor(certified.device.authority.root), issued.collateral)
+
+
+def _beside(work: Callable[[], bytes]) -> Callable[[], bytes]:
+    """Start ``work`` in a second process, if a processor is free for it; return what waits for it.
+
+    Whatever goes wrong there is done again here, and raises here what it has to raise.
+    """
+    if threading.active_count() > 1 or len(os.sched_getaffinity(0)) == 1:
+        return work
+    source, sink = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _do_and_exit(work, sink)
+    os.close(sink)
+
+    def wait() -> bytes:
+        with os.fdopen(source, "rb") as stream:
+            result = stream.read()
+        _, status = os.waitpid(child, 0)
+        return result if status == 0 else work()
+
+    return wait
+
+
+def _do_and_exit(work: Callable[[], bytes], sink: int) -> NoReturn:
+    """Write the result to ``sink``; its caller's code belongs to the first process."""
+    status = 1
+    try:
+        os.write(sink, work())
+        status = 0
+    finally:
+        os._exit(status)
 
 
 class SimulatedEnclave:
