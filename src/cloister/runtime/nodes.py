@@ -20,6 +20,13 @@ FOREVER = 86400.0
 """Seconds for which the kernel may remember what only this process can change."""
 
 
+ROOM = memoryview(bytearray((1 << 20) + (1 << 17)))
+"""Where a request's bytes are put together: the largest request and two chunks more.
+
+One thread serves, one request at a time. What lies here is valid until the next read.
+"""
+
+
 def refuse(number: int) -> NoReturn:
     """Raise the :class:`OSError` of ``number``."""
     raise OSError(number, os.strerror(number))
@@ -35,7 +42,10 @@ class Handle:
     flags = OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH
 
     def read(self, offset: int, size: int) -> bytes | memoryview:
-        """Return at most ``size`` bytes from ``offset``, fewer only at the end."""
+        """Return at most ``size`` bytes from ``offset``, fewer only at the end.
+
+        They are valid until the next read of any handle.
+        """
         refuse(errno.EBADF)
 
     def write(self, offset: int, data: memoryview) -> int:
