@@ -44,7 +44,7 @@ help:
 	@echo 'make test-long  run the tests that take longer'
 	@echo 'make fuzz       give every parser broken input, a minute each (ARGS="--seconds N TARGET")'
 	@echo 'make lint       ruff and mypy only'
-	@echo 'make bench      measure native, direct and enclave runs of the example'
+	@echo 'make bench      measure whole programs natively, in direct mode and in an enclave'
 	@echo 'make clean      remove caches and built manifests; make distclean also $(VENV)'
 
 demo: $(DEMO)
@@ -75,7 +75,7 @@ lint: $(TEST)
 	done
 
 bench: $(DEMO)
-	@$(BIN)/python benchmarks/example.py $(ARGS)
+	@$(BIN)/python benchmarks/runtime.py $(ARGS)
 
 clean:
 	@for example in $(dir $(wildcard examples/*/Makefile)); do \

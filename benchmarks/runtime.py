@@ -3,6 +3,7 @@
 Every mode runs once a round, in turn, so that noise hits all alike. Times are those of whole
 commands as a person waits for them: start, attestation and key release included. The job
 ``transfers`` times its own reads and writes instead. Medians and ratios to native are printed.
+"First run" is an enclave that keeps nothing of an earlier run yet.
 
     python benchmarks/runtime.py [--rounds N] [--only JOB ...] [--directory DIR] [--json FILE]
 
@@ -141,8 +142,8 @@ def cloister(work: Path, *arguments: str) -> str:
 
 def environment(work: Path) -> dict[str, str]:
     """The roles' own keys live and die with the measurement."""
-    own = {"XDG_CONFIG_HOME": str(work / "config"), "XDG_DATA_HOME": str(work / "share")}
-    return {**os.environ, **own, "PYTHONDONTWRITEBYTECODE": "1"}
+    names = {"XDG_CONFIG_HOME": "config", "XDG_DATA_HOME": "share", "XDG_CACHE_HOME": "cache"}
+    return {**os.environ, **{variable: str(work / name) for variable, name in names.items()}}
 
 
 def trusted_files(built: str) -> int:
@@ -235,7 +236,7 @@ def free_address() -> str:
 Times = dict[str, dict[str, list[float]]]
 """What was timed -> mode -> seconds, one for each round."""
 
-NATIVE, DIRECT, ENCLAVE = "native", "direct", "SIMULATED enclave"
+NATIVE, DIRECT, FIRST, ENCLAVE = "native", "direct", "SIMULATED, first run", "SIMULATED enclave"
 
 
 def commands(work: Path, job: Job) -> dict[str, list[str]]:
@@ -243,15 +244,22 @@ def commands(work: Path, job: Job) -> dict[str, list[str]]:
     return {
         NATIVE: [sys.executable, *(word.format(root=work) for word in job.words)],
         DIRECT: [*CLOISTER, "run", "--mode", "direct", "direct", *inside],
+        FIRST: [*CLOISTER, "run", "bench", *inside],
         ENCLAVE: [*CLOISTER, "run", "bench", *inside],
     }
 
 
-def run(work: Path, command: list[str]) -> tuple[float, str]:
+def run(work: Path, mode: str, command: list[str]) -> tuple[float, str]:
     """Run a command; return its wall time in seconds and what it printed."""
+    variables = environment(work)
+    if mode == NATIVE:  # as in the enclave, whose trusted directories get no files either
+        variables["PYTHONDONTWRITEBYTECODE"] = "1"
+    if mode == FIRST:  # what the enclave keeps for its next run
+        for kept in ("cache/cloister/reads", "share/cloister/manifests"):
+            shutil.rmtree(work / kept, ignore_errors=True)
     start = time.perf_counter()
     done = subprocess.run(
-        command, cwd=work, env=environment(work), capture_output=True, text=True, check=False
+        command, cwd=work, env=variables, capture_output=True, text=True, check=False
     )
     seconds = time.perf_counter() - start
     if done.returncode != 0:
@@ -265,7 +273,7 @@ def measure(work: Path, names: Sequence[str], rounds: int) -> Times:
     for number in range(rounds + 1):
         for name in names:
             for mode, command in commands(work, WORK[name]).items():
-                seconds, printed = run(work, command)
+                seconds, printed = run(work, mode, command)
                 found = json.loads(printed) if WORK[name].times_itself else {name: seconds}
                 for what, value in found.items() if number else ():
                     times.setdefault(what, {}).setdefault(mode, []).append(value)
@@ -275,12 +283,16 @@ def measure(work: Path, names: Sequence[str], rounds: int) -> Times:
 
 def report(times: Times) -> None:
     """Print the median of each mode, and the median of the ratios within the rounds."""
-    print(f"{'':<36} {'native s':>9} {'direct s':>9} {'enclave s':>9} {'direct':>7} {'enclave':>8}")
+    others = {DIRECT: "direct", FIRST: "first run", ENCLAVE: "enclave"}
+    heads = "".join(
+        f"{head:>11}" for head in ("native s", *(f"{name} s" for name in others.values()))
+    )
+    print(f"{'':<34}{heads}  ratios to native")
     for what, modes in times.items():
-        shown = " ".join(f"{statistics.median(modes[mode]):9.3f}" for mode in modes)
-        ratios = " ".join(f"{ratio(modes, mode):7.2f}" for mode in (DIRECT, ENCLAVE))
+        shown = "".join(f"{statistics.median(modes[mode]):11.3f}" for mode in (NATIVE, *others))
+        ratios = " ".join(f"{ratio(modes, mode):6.2f}" for mode in others)
         target = WORK[what].target if what in WORK else ""
-        print(f"{what:<36} {shown} {ratios}  {f'target {target}' if target else ''}".rstrip())
+        print(f"{what:<34}{shown}  {ratios}  {f'target {target}' if target else ''}".rstrip())
 
 
 def ratio(modes: dict[str, list[float]], mode: str) -> float:
