@@ -6,10 +6,9 @@ The kernel is the oracle: whatever the native run says is right, over every kind
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,19 +43,6 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         command = [compiler, "-w", "-O1", "-pthread", "-o", str(target), str(source), "-lrt"]
         subprocess.run(command, check=True)
     return directory
-
-
-@pytest.fixture(scope="module")
-def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory where fsync costs nothing, if there is one."""
-    shared = Path("/dev/shm")
-    if shared.is_dir() and shutil.disk_usage(shared).free > 1 << 30:
-        directory = shared / f"cloister-test-{os.getpid()}"
-        directory.mkdir(mode=0o700)
-        yield directory
-        shutil.rmtree(directory)
-    else:
-        yield tmp_path_factory.mktemp("memory")
 
 
 def outcomes(text: str) -> Outcomes:

@@ -199,7 +199,18 @@ class HostFile(Node):
     def change(self, change: Change, handle: Handle | None) -> None:
         """Change mode, size or times where writing is granted."""
         self.scene.require(self.place.path, Intent.WRITE)
+        if change.size is not None and handle is None:
+            self._truncate(change.size)
+            change = change._replace(size=None)
         change_on_host(self._target(handle), change)
+
+    def _truncate(self, size: int) -> None:
+        """Cut or extend the file; the handles that are open may all be for reading."""
+        descriptor = self._open(os.O_WRONLY)
+        try:
+            os.ftruncate(descriptor, size)
+        finally:
+            os.close(descriptor)
 
     def _target(self, handle: Handle | None = None) -> str | int:
         """Return a descriptor of this very file, else its name if that still stands for it."""
