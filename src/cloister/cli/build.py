@@ -49,6 +49,12 @@ import click
     help="gramine: list every trusted file in the manifest, as Gramine's tools do.",
 )
 @click.option("--no-cache", is_flag=True, help="Hash every file, also those that did not change.")
+@click.option(
+    "--policy",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write a policy (TOML) that accepts exactly this enclave.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def build(
     template: Path,
@@ -60,6 +66,7 @@ def build(
     mode: str,
     form: str,
     no_cache: bool,
+    policy: Path | None,
     as_json: bool,
 ) -> None:
     """Render TEMPLATE (APP.manifest.template), hash what it trusts, measure and sign.
@@ -93,4 +100,19 @@ def build(
             date=signing.choose_date(date),
             settings=signing.settings(libpal, form, use_cache=not no_cache),
         )
+    if policy is not None:
+        write_policy(policy, built.sigstruct.mr_enclave)
     signing.show(built, as_json=as_json)
+
+
+def write_policy(path: Path, mrenclave: bytes) -> None:
+    """Write the policy that accepts one enclave, on real hardware that is up to date."""
+    from cloister.files import write_atomically
+
+    text = (
+        "# Who may have the key, or is believed: this enclave, on hardware that is up to date.\n"
+        '# A SIMULATED platform must be named: roots = ["SHA-256 of its root"]\n'
+        "version = 1\n"
+        f'mrenclave = "{mrenclave.hex()}"\n'
+    )
+    write_atomically(path, text.encode())

@@ -15,7 +15,8 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cloister.demo import Outcome, Step
+    from cloister.demo import Outcome
+    from cloister.workflow import Step
 
 
 @click.command()
@@ -49,7 +50,7 @@ def demo(example: Path, keep: Path | None, as_json: bool) -> None:
 
     console = Console(stderr=as_json, highlight=False)
     with _work_directory(keep) as work:
-        outcome = Demonstration(example.resolve(), work, _Steps(console)).run()
+        outcome = Demonstration(example.resolve(), work, Steps(console)).run()
     if as_json:
         print(json.dumps(dataclasses.asdict(outcome), indent=2))
     else:
@@ -73,7 +74,7 @@ def _work_directory(keep: Path | None) -> Iterator[Path]:
     yield keep.resolve()
 
 
-class _Steps:
+class Steps:
     """Prints each step on a line, with a spinner while it runs on a terminal."""
 
     def __init__(self, console: Console) -> None:
@@ -81,6 +82,7 @@ class _Steps:
 
     @contextlib.contextmanager
     def running(self, role: str, title: str) -> Iterator[None]:
+        """Show that a step is being done."""
         if not self._console.is_terminal:
             yield
             return
@@ -88,6 +90,7 @@ class _Steps:
             yield
 
     def done(self, step: Step) -> None:
+        """Show a finished step."""
         from rich.markup import escape
 
         line = f"[bold]{step.role:<8}[/bold]  {escape(step.title):<62} {step.seconds:7.2f} s"

@@ -27,6 +27,8 @@ _GARBAGE = 50_000
 
 COMMANDS: dict[str, Entry] = {
     "demo": Entry("cloister.cli.demo:demo", "Run the whole confidential workflow on this machine."),
+    "init": Entry("cloister.cli.init:init", "Make a project of your own script."),
+    "try": Entry("cloister.cli.try_:try_", "Try a project, all roles on this machine."),
     "key": Entry("cloister.cli.key:key", "Make and look at wrap keys."),
     "encrypt": Entry("cloister.cli.encrypt:encrypt", "Encrypt files for an enclave."),
     "decrypt": Entry("cloister.cli.decrypt:decrypt", "Decrypt results."),

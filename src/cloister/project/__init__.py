@@ -1,0 +1,1 @@
+"""Projects: a user's own script, made ready for its enclave."""

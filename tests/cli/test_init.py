@@ -1,0 +1,159 @@
+"""``cloister init`` and ``cloister try``: from a user's script to the same result in an enclave."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cloister.project.kinds import kind_of
+
+SCRIPT = """\
+import json, sys
+from pathlib import Path
+from helpers.count import words
+
+here = Path(__file__).parent
+numbers = words((here / "in" / "text.txt").read_text())
+Path("result.json").write_text(json.dumps([numbers, sys.argv[1:]]))
+"""
+MODULE = "def words(text):\n    return len(text.split())\n"
+SERVICE = """\
+from pathlib import Path
+from fastapi import FastAPI
+
+app = FastAPI(title=Path("name.txt").read_text())
+
+@app.get("/hello")
+def hello() -> str:
+    return "hello"
+"""
+
+
+def cloister(directory: Path, *words: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "cloister", *words],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == expect, f"{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A user's directory with a program of two modules and one input."""
+    home = tmp_path / "home"
+    (home / "helpers").mkdir(parents=True)
+    (home / "in").mkdir()
+    (home / "count.py").write_text(SCRIPT)
+    (home / "helpers" / "count.py").write_text(MODULE)
+    (home / "in" / "text.txt").write_text("three plain words")
+    return home
+
+
+def test_from_a_script_to_the_same_result_in_an_enclave(home: Path) -> None:
+    made = json.loads(cloister(home, "init", "--json", "count.py", "--fast", "x y").stdout)
+    assert made["kind"] == "python"
+    assert sorted(made["code"]) == ["count.py", "helpers/count.py"]
+    assert made["data"] == ["in/text.txt"]
+    assert made["results"] == ["result.json"]
+    assert made["elsewhere"] == made["lost"] == []
+    project = home / "count-confidential"
+    assert (project / "plaintext" / "in" / "text.txt").read_text() == "three plain words"
+    assert (project / "wrap-key").stat().st_mode & 0o777 == 0o600
+    assert (project / "certs" / "server.key").stat().st_mode & 0o777 == 0o600
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+
+    tried = json.loads(cloister(home, "try", "--json", "count-confidential").stdout)
+    assert tried["results"] == ["result.json"]
+    assert tried["different"] == []
+    assert before == {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+
+
+def test_the_projects_own_commands_build_it_and_name_the_enclave(home: Path) -> None:
+    cloister(home, "init", "-o", "project", "count.py")
+    done = subprocess.run(
+        ["make", "build", f"CLOISTER={sys.executable} -m cloister"],
+        cwd=home / "project",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(
+        cloister(home / "project", "sigstruct", "show", "--json", "count.sig").stdout
+    )
+    policy = (home / "project" / "policy.toml").read_text()
+    assert f'mrenclave = "{shown["mr_enclave"]}"' in policy
+    readme = (home / "project" / "README.md").read_text()
+    assert "`result.json`" in readme
+    assert "[[" not in readme
+    assert "[%" not in readme
+
+
+def test_a_service_is_imported_and_asked(tmp_path: Path) -> None:
+    (tmp_path / "service.py").write_text(SERVICE)
+    (tmp_path / "name.txt").write_text("a service")
+    made = json.loads(cloister(tmp_path, "init", "--json", "service.py").stdout)
+    assert (made["kind"], made["data"]) == ("fastapi", ["name.txt"])
+    tried = json.loads(cloister(tmp_path, "try", "--json", "service-confidential").stdout)
+    assert tried["results"] == ["/openapi.json"]
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("import torch.nn as nn", "pytorch"),
+        ("from sklearn import svm", "sklearn"),
+        ("import onnxruntime as ort", "onnxruntime"),
+        ("def f():\n    import openvino", "openvino"),
+        ("from keras import layers", "tensorflow"),
+        ("import torch\nfrom fastapi import FastAPI", "fastapi"),
+        ("from .torch import x\nimport numpy", "python"),
+    ],
+)
+def test_kinds_are_told_by_imports(source: str, kind: str) -> None:
+    assert kind_of(source).name == kind
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["absent.py"], "absent.py: there is no such script"),
+        (["pytorch"], "which script?"),
+        (["broken.py"], "the script is not valid Python"),
+        (["-o", "in", "count.py"], "in: exists and is not empty"),
+    ],
+)
+def test_wrong_usage_is_told(home: Path, words: list[str], message: str) -> None:
+    (home / "broken.py").write_text("def")
+    done = cloister(home, "init", *words, expect=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_script_that_fails_makes_no_project(home: Path) -> None:
+    (home / "fails.py").write_text("raise SystemExit(7)")
+    done = cloister(home, "init", "fails.py", expect=1)
+    assert "fails.py: ended with code 7" in done.stderr
+    assert not (home / "fails-confidential").exists()
+
+
+def test_what_is_no_project_is_not_tried(home: Path) -> None:
+    assert "expected one *.manifest.template" in cloister(home, "try", ".", expect=2).stderr
+
+
+def test_runs_that_differ_are_told(home: Path) -> None:
+    (home / "count.py").write_text(
+        "import os, pathlib\npathlib.Path('out').write_text(os.urandom(8).hex())\n"
+    )
+    cloister(home, "init", "count.py")
+    done = cloister(home, "try", "count-confidential", expect=1)
+    assert "the two runs wrote different files: out" in done.stderr
