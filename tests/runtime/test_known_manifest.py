@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 from applications import App
+from cloister.errors import EnclaveStartError, UnsupportedByPlatformError
+from cloister.platforms.simulated import SimulatedEnclave, SimulatedPlatform
+from cloister.runtime.load import enclave_program
 
 
 def test_forged_values_do_not_start(
@@ -32,3 +37,34 @@ def test_forged_values_do_not_start(
     assert str(path) in done.stderr and "hint: rm" in done.stderr
     path.unlink()
     assert app.run_shell("echo ran").stdout == "ran\n"
+
+
+class KeylessPlatform(SimulatedPlatform):
+    """One without sealing keys, as TDX virtual machines are."""
+
+    name = "keyless"
+
+    def start(self, **parameters: Any) -> SimulatedEnclave:
+        enclave = super().start(**parameters)
+
+        def refuse(*_: object) -> NoReturn:
+            raise UnsupportedByPlatformError("no sealing keys")
+
+        setattr(enclave, "sealing_key", refuse)  # noqa: B010  (in place of a method)
+        return enclave
+
+
+def test_where_nothing_can_be_sealed_nothing_is_believed(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    app.build_shell()
+    app.run_shell("true")
+    kept = tmp_path / "data" / "cloister" / "manifests"
+    platform = KeylessPlatform.of_this_machine()
+    name = app.directory / "app"
+    enclave_program(name, (), {}, platform).start(platform, None).close()
+    assert not (kept / "keyless").exists()
+    shutil.copytree(kept / "simulated", kept / "keyless")  # the host's own idea
+    with pytest.raises(EnclaveStartError, match="is not what this enclave has kept"):
+        enclave_program(name, (), {}, platform).start(platform, None)

@@ -44,12 +44,12 @@ class SignedProgram:
         try:
             key = enclave.sealing_key(SealingPolicy.MRENCLAVE)
         except UnsupportedByPlatformError:
-            return enclave  # it can keep nothing, so nothing was recalled
-        if not signed.recalled:
-            signed.known.keep(key, signed.manifest)
-        elif not signed.known.is_confirmed(key):
+            key = None  # it can keep nothing, so what was recalled is not its own
+        if signed.recalled and (key is None or not signed.known.is_confirmed(key)):
             enclave.close()
             raise signed.known.refusal()
+        if key is not None and not signed.recalled:
+            signed.known.keep(key, signed.manifest)
         return enclave
 
 
