@@ -28,6 +28,7 @@ WHEELS := $(PIP_INSTALL) --only-binary=:all: $(addprefix --extra-index-url ,$(TO
 BASE := $(VENV)/.ready-base
 DEMO := $(VENV)/.ready-demo
 FRAMEWORKS := $(VENV)/.ready-frameworks
+TENSORFLOW := $(VENV)/.ready-tensorflow
 TEST := $(VENV)/.ready-test
 FUZZ := $(VENV)/.ready-fuzz
 
@@ -50,6 +51,7 @@ help:
 demo: $(DEMO)
 	@$(BIN)/cloister demo $(ARGS)
 
+demo-tensorflow: $(TENSORFLOW)
 demo-%: $(FRAMEWORKS)
 	@$(MAKE) --no-print-directory -C examples/$* demo
 
@@ -57,7 +59,7 @@ test: lint
 	@echo '==> tests'
 	@$(BIN)/python -m pytest -n $(JOBS) -m 'not long' $(ARGS)
 
-test-long: $(TEST)
+test-long: $(TEST) $(TENSORFLOW)
 	@$(BIN)/python -m pytest -m long $(ARGS)
 
 fuzz: $(FUZZ)
@@ -121,6 +123,11 @@ $(DEMO): requirements/demo.txt $(BASE)
 $(FRAMEWORKS): requirements/frameworks.txt $(DEMO)
 	@echo '==> the frameworks of the other examples (about 800 MB)'
 	@$(WHEELS) -r requirements/frameworks.txt
+	@touch $@
+
+$(TENSORFLOW): requirements/tensorflow.txt $(FRAMEWORKS)
+	@echo '==> TensorFlow (1.4 GB)'
+	@$(WHEELS) -r requirements/tensorflow.txt
 	@touch $@
 
 $(TEST): requirements/test.txt $(FRAMEWORKS)

@@ -19,7 +19,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-FILES = ("base.txt", "demo.txt", "frameworks.txt", "test.txt")
+FILES = ("base.txt", "demo.txt", "frameworks.txt", "tensorflow.txt", "test.txt")
 
 
 def make(
