@@ -40,6 +40,13 @@ def jobs_option(function: Function) -> Function:
     )(function)
 
 
+def json_option(function: Function) -> Function:
+    """Add ``--json``."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print what became of each file as JSON."
+    )(function)
+
+
 def work_through(
     label: str,
     paths: Sequence[Path],
@@ -100,6 +107,11 @@ def describe(path: Path, error: CloisterError | OSError) -> str:
     if isinstance(error, CloisterError):
         return error.message if str(path) in error.message else f"{path}: {error.message}"
     return f"{error.filename or path}: {error.strerror or error}"
+
+
+def reason(path: Path, answer: object) -> str | None:
+    """Return why it did not work with a file; None if it did."""
+    return describe(path, answer) if isinstance(answer, (CloisterError, OSError)) else None
 
 
 def exit_code(error: CloisterError | OSError) -> int:

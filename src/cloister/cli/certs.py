@@ -29,7 +29,8 @@ def certs() -> None:
 @click.option(
     "--days", type=click.IntRange(1, 36500), default=1825, show_default=True, help="Validity."
 )
-def new(directory: Path, hosts: tuple[str, ...], days: int) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def new(directory: Path, hosts: tuple[str, ...], days: int, as_json: bool) -> None:
     """Make a CA and a server certificate in DIRECTORY.
 
     It gets ca.crt (for the enclave: SECRET_PROVISION_CA_CHAIN_PATH), server.crt and server.key
@@ -42,6 +43,7 @@ def new(directory: Path, hosts: tuple[str, ...], days: int) -> None:
               cloister certs new certs --host keys.example.org --host 203.0.113.7
     """
     import datetime
+    import json
 
     from cloister.errors import InputError
     from cloister.files import write_atomically
@@ -63,5 +65,10 @@ def new(directory: Path, hosts: tuple[str, ...], days: int) -> None:
     write_atomically(directory / "server.key", made.key, mode=0o600, replace=False)
     write_atomically(directory / "server.crt", made.certificate, replace=False)
     write_atomically(directory / "ca.crt", made.ca, replace=False)
+    if as_json:
+        paths = {"ca": "ca.crt", "certificate": "server.crt", "key": "server.key"}
+        files = {what: str(directory / name) for what, name in paths.items()}
+        click.echo(json.dumps({**files, "hosts": hosts}))
+        return
     click.echo(f"{directory / 'ca.crt'}: trust it in the manifest (the CA's key was not kept)")
     click.echo(f"{directory / 'server.crt'}, server.key: for cloister serve, {', '.join(hosts)}")

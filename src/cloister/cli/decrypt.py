@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,9 @@ from cloister.cli.batch import (
     STREAM,
     counted,
     jobs_option,
+    json_option,
     key_option,
+    reason,
     report,
     say,
     work_through,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 @key_option
 @click.option("--as", "embedded", metavar="PATH", help="Path that the file must be bound to.")
 @click.option("--any-path", is_flag=True, help="Accept files that were bound to another name.")
+@json_option
 @jobs_option
 def decrypt(
     sources: tuple[Path, ...],
@@ -38,6 +42,7 @@ def decrypt(
     key_file: Path,
     embedded: str | None,
     any_path: bool,
+    as_json: bool,
     jobs: int | None,
 ) -> int:
     """Decrypt SOURCE to TARGET.
@@ -59,8 +64,10 @@ def decrypt(
     if embedded is not None and (len(sources) > 1 or sources[0].is_dir()):
         raise InputError("--as names the path of one file")
     if STREAM in (str(target), *map(str, sources)):
+        if as_json:
+            raise InputError("--json is for files: it would mix with what goes to a stream")
         return _stream(sources, target, key, embedded, any_path, jobs)
-    return _files(sources, target, key, embedded, any_path, jobs)
+    return _files(sources, target, key, embedded, any_path, jobs, as_json)
 
 
 def _files(
@@ -70,6 +77,7 @@ def _files(
     embedded: str | None,
     any_path: bool,
     jobs: int | None,
+    as_json: bool,
 ) -> int:
     from cloister.encrypted import trees, whole
 
@@ -82,7 +90,18 @@ def _files(
 
     trees.make_directories(plan)
     paths = [each.source for each in plan.pairs]
-    code = report(paths, work_through("Decrypting", paths, operate, jobs=jobs), plan)
+    answers = work_through("Decrypting", paths, operate, jobs=jobs)
+    if as_json:
+        results = [
+            {
+                "source": str(each.source),
+                "target": str(each.target),
+                "error": reason(each.source, answer),
+            }
+            for each, answer in zip(plan.pairs, answers, strict=True)
+        ]
+        click.echo(json.dumps(results, indent=2))
+    code = report(paths, answers, plan)
     if code == 0:
         say(f"{counted(len(plan.pairs))} decrypted to {target}")
     return code

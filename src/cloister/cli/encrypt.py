@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from cloister.cli.batch import (
     STREAM,
     counted,
     jobs_option,
+    json_option,
     key_option,
+    reason,
     report,
     say,
     work_through,
@@ -47,6 +50,7 @@ VERSIONS = {"gramine": 2, "graphene": 1}
     show_default=True,
     help="Version 2 of the format, or version 1 for Graphene.",
 )
+@json_option
 @jobs_option
 def encrypt(
     sources: tuple[Path, ...],
@@ -54,6 +58,7 @@ def encrypt(
     key_file: Path,
     embedded: str | None,
     format_name: str,
+    as_json: bool,
     jobs: int | None,
 ) -> int:
     """Encrypt SOURCE to TARGET.
@@ -75,8 +80,10 @@ def encrypt(
     key = read_wrap_key(key_file)
     version = VERSIONS[format_name]
     if STREAM in (str(target), *map(str, sources)):
+        if as_json:
+            raise InputError("--json is for files: it would mix with what goes to a stream")
         return _streams(sources, target, key, embedded, version, jobs)
-    return _files(sources, target, key, embedded, version, jobs)
+    return _files(sources, target, key, embedded, version, jobs, as_json)
 
 
 def _files(
@@ -86,6 +93,7 @@ def _files(
     embedded: str | None,
     version: int,
     jobs: int | None,
+    as_json: bool,
 ) -> int:
     from cloister.encrypted import trees, whole
     from cloister.encrypted.paths import normalise
@@ -113,7 +121,19 @@ def _files(
 
     trees.make_directories(plan)
     paths = [each.source for each in plan.pairs]
-    code = report(paths, work_through("Encrypting", paths, operate, jobs=jobs), plan)
+    answers = work_through("Encrypting", paths, operate, jobs=jobs)
+    if as_json:
+        results = [
+            {
+                "source": str(each.source),
+                "target": str(each.target),
+                "path": path_of(each),
+                "error": reason(each.source, answer),
+            }
+            for each, answer in zip(plan.pairs, answers, strict=True)
+        ]
+        click.echo(json.dumps(results, indent=2))
+    code = report(paths, answers, plan)
     if code == 0:
         say(f"{counted(len(plan.pairs))} encrypted to {target}")
     return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def key() -> None:
 @key.command()
 @click.argument("file", type=ANY)
 @click.option("--hex", "as_hex", is_flag=True, help="32 hex digits instead of 16 raw bytes.")
-def new(file: Path, as_hex: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def new(file: Path, as_hex: bool, as_json: bool) -> None:
     """Make a new random key in FILE, which only you can read and which must not exist.
 
     Prints the key's fingerprint. Keep a copy of the file where nobody else can read it: without
@@ -37,13 +39,17 @@ def new(file: Path, as_hex: bool) -> None:
     secret = generate()
     content = f"{secret.hex()}\n".encode() if as_hex else secret
     write_atomically(file, content, mode=0o600, replace=False)
-    click.echo(f"{file}: new wrap key, fingerprint {fingerprint(secret)}")
+    if as_json:
+        click.echo(json.dumps({"file": str(file), "fingerprint": fingerprint(secret)}))
+    else:
+        click.echo(f"{file}: new wrap key, fingerprint {fingerprint(secret)}")
 
 
 @key.command()
 @click.argument("file", type=ANY)
 @click.option("--raw", is_flag=True, help="Write the 16 raw bytes, not hex digits.")
-def show(file: Path, raw: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(file: Path, raw: bool, as_json: bool) -> None:
     """Print the key itself, as 32 hex digits: anyone who sees them can open your files.
 
     \b
@@ -53,6 +59,8 @@ def show(file: Path, raw: bool) -> None:
     from cloister.encrypted.keys import read_wrap_key
     from cloister.errors import InputError
 
+    if raw and as_json:
+        raise InputError("--raw and --json exclude each other")
     if raw and sys.stdout.isatty():
         raise InputError(
             "raw key bytes would go to the terminal",
@@ -62,13 +70,16 @@ def show(file: Path, raw: bool) -> None:
     if raw:
         sys.stdout.buffer.write(secret)
         sys.stdout.buffer.flush()
+    elif as_json:
+        click.echo(json.dumps({"file": str(file), "key": secret.hex()}))
     else:
         click.echo(secret.hex())
 
 
 @key.command("fingerprint")
 @click.argument("files", type=ANY, nargs=-1, required=True, metavar="FILE...")
-def show_fingerprint(files: tuple[Path, ...]) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show_fingerprint(files: tuple[Path, ...], as_json: bool) -> None:
     """Print a short name for each key, which does not betray it.
 
     Two files with the same fingerprint hold the same key, raw or hex.
@@ -78,5 +89,9 @@ def show_fingerprint(files: tuple[Path, ...]) -> None:
     """
     from cloister.encrypted.keys import fingerprint, read_wrap_key
 
-    for file in files:
-        click.echo(f"{fingerprint(read_wrap_key(file))}  {file}")
+    found = [(str(file), fingerprint(read_wrap_key(file))) for file in files]
+    if as_json:
+        click.echo(json.dumps([{"file": name, "fingerprint": value} for name, value in found]))
+        return
+    for name, value in found:
+        click.echo(f"{value}  {name}")

@@ -52,12 +52,15 @@ def render(template: Path, defines: tuple[str, ...], output: Path) -> None:
 @click.argument("file", type=FILE)
 @defines
 @click.option("--no-files", is_flag=True, help="Do not look whether trusted files exist.")
-def check(file: Path, defines: tuple[str, ...], no_files: bool) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(file: Path, defines: tuple[str, ...], no_files: bool, as_json: bool) -> int:
     """Check FILE and report everything that is wrong; exit with 2 if anything is.
 
     \b
     Example:  cloister manifest check app.manifest.template
     """
+    import json
+
     from cloister.errors import ManifestError
     from cloister.manifest.check import file_problems
 
@@ -66,6 +69,10 @@ def check(file: Path, defines: tuple[str, ...], no_files: bool) -> int:
         found = [] if no_files else list(file_problems(text, base_of(file)))
     except ManifestError as error:
         found = [error, *(ManifestError(other) for other in error.others)]
+    if as_json:
+        problems = [{"problem": each.message, "hint": each.hint} for each in found]
+        click.echo(json.dumps({"file": shown(file), "ok": not found, "problems": problems}))
+        return 2 if found else 0
     for problem in found:
         click.echo(f"cloister: error: {problem.message}", err=True)
         if problem.hint:

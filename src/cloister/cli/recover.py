@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cloister.cli.batch import ANY, counted, jobs_option, key_option, report, work_through
+from cloister.cli.batch import (
+    ANY,
+    counted,
+    jobs_option,
+    json_option,
+    key_option,
+    reason,
+    report,
+    work_through,
+)
 from cloister.cli.progress import printable
 
 if TYPE_CHECKING:
@@ -17,8 +27,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("paths", type=ANY, nargs=-1, required=True, metavar="PATH...")
 @key_option
+@json_option
 @jobs_option
-def recover(paths: tuple[Path, ...], key_file: Path, jobs: int | None) -> int:
+def recover(paths: tuple[Path, ...], key_file: Path, as_json: bool, jobs: int | None) -> int:
     """Put the encrypted files PATH and below back to their last complete state.
 
     A crash can leave a file marked as being written, with a recovery file beside it
@@ -41,6 +52,13 @@ def recover(paths: tuple[Path, ...], key_file: Path, jobs: int | None) -> int:
 
     answers = work_through("Recovering", files, operate, jobs=jobs)
     code = report(files, answers, found)
+    if as_json:
+        results = [
+            {"path": str(path), "recovered": answer is True, "error": reason(path, answer)}
+            for path, answer in zip(files, answers, strict=True)
+        ]
+        click.echo(json.dumps(results, indent=2))
+        return code
     for path, answer in zip(files, answers, strict=True):
         if answer is True:
             click.echo(printable(f"{path}: put back to its last complete state"))

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cloister.cli.batch import ANY, counted, jobs_option, key_option, report, work_through
+from cloister.cli.batch import (
+    ANY,
+    counted,
+    jobs_option,
+    json_option,
+    key_option,
+    reason,
+    report,
+    work_through,
+)
 
 if TYPE_CHECKING:
     from cloister.encrypted.bulk import Advance
@@ -17,8 +27,11 @@ if TYPE_CHECKING:
 @click.argument("paths", type=ANY, nargs=-1, required=True, metavar="PATH...")
 @key_option
 @click.option("--new-key", "new_file", required=True, type=ANY, help="File of the new wrap key.")
+@json_option
 @jobs_option
-def rekey(paths: tuple[Path, ...], key_file: Path, new_file: Path, jobs: int | None) -> int:
+def rekey(
+    paths: tuple[Path, ...], key_file: Path, new_file: Path, as_json: bool, jobs: int | None
+) -> int:
     """Encrypt the encrypted files PATH and below again, under another key.
 
     Each file is replaced in one step, when its new form is complete and on the disk. After an
@@ -45,6 +58,13 @@ def rekey(paths: tuple[Path, ...], key_file: Path, new_file: Path, jobs: int | N
     whole.remove_leftovers(files)
     answers = work_through("Rekeying", files, operate, jobs=jobs)
     code = report(files, answers, found)
+    if as_json:
+        results = [
+            {"path": str(path), "changed": answer is True, "error": reason(path, answer)}
+            for path, answer in zip(files, answers, strict=True)
+        ]
+        click.echo(json.dumps(results, indent=2))
+        return code
     done = sum(answer is True for answer in answers)
     before = sum(answer is False for answer in answers)
     had = f"; {counted(before)} had the new key already" if before else ""

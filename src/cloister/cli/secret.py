@@ -36,7 +36,8 @@ def secret() -> None:
 
 @secret.command("new-key")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-def new_key(file: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def new_key(file: Path, as_json: bool) -> None:
     """Make the key of a new store in FILE: 32 random bytes that only you can read.
 
     \b
@@ -48,6 +49,9 @@ def new_key(file: Path) -> None:
     from cloister.provision.store_key import KEY_SIZE
 
     write_atomically(file, secrets.token_bytes(KEY_SIZE), mode=0o600, replace=False)
+    if as_json:
+        click.echo(json.dumps({"file": str(file)}))
+        return
     click.echo(f"{file}: without it nobody can open the store; keep a copy in a safe place")
 
 
@@ -58,7 +62,10 @@ def new_key(file: Path) -> None:
 @_STORE
 @_STORE_KEY
 @click.option("--hex", "as_hex", is_flag=True, help="FILE is a wrap key; send it as Graphene did.")
-def put(name: str, file: str, policy: Path, store: str, store_key: str, as_hex: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def put(
+    name: str, file: str, policy: Path, store: str, store_key: str, as_hex: bool, as_json: bool
+) -> None:
     """Store the bytes of FILE (`-`: standard input) under NAME, in place of older ones.
 
     Exactly these bytes are sent to an enclave that the policy accepts: 16 for a wrap key; text
@@ -82,7 +89,10 @@ def put(name: str, file: str, policy: Path, store: str, store_key: str, as_hex: 
             value = stream.read(MAX_SECRET_SIZE + 1)
     key = load_store_key(store_key)
     _open(store).put(name, value, policy.read_text(), key=key, now=utc_now())
-    click.echo(f"{name}: {len(value)} bytes stored")
+    if as_json:
+        click.echo(json.dumps({"name": name, "bytes": len(value)}))
+    else:
+        click.echo(f"{name}: {len(value)} bytes stored")
 
 
 @secret.command("list")
@@ -114,14 +124,18 @@ def list_(store: str, as_json: bool) -> None:
 @secret.command()
 @click.argument("name")
 @_STORE
-def remove(name: str, store: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def remove(name: str, store: str, as_json: bool) -> None:
     """Remove NAME; running servers stop releasing it within a second.
 
     \b
     Example:  cloister secret remove model --store keys.db
     """
     _open(store).remove(name)
-    click.echo(f"{name}: removed")
+    if as_json:
+        click.echo(json.dumps({"name": name, "removed": True}))
+    else:
+        click.echo(f"{name}: removed")
 
 
 def _open(database: str) -> SecretStore:

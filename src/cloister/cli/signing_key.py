@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -22,7 +23,8 @@ def signing_key() -> None:
 @click.argument("file", type=FILE, required=False)
 @click.option("--passphrase-file", type=FILE, help="Encrypt the key under this file's first line.")
 @click.option("-f", "--force", is_flag=True, help="Replace FILE; what it signed stays as it is.")
-def new(file: Path | None, passphrase_file: Path | None, force: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def new(file: Path | None, passphrase_file: Path | None, force: bool, as_json: bool) -> None:
     """Make an RSA-3072 key with exponent 3 in FILE [default: your own key's place].
 
     \b
@@ -35,15 +37,20 @@ def new(file: Path | None, passphrase_file: Path | None, force: bool) -> None:
     path = default_key_path() if file is None else file
     passphrase = None if passphrase_file is None else read_passphrase(passphrase_file)
     key = create_signing_key(path, passphrase, replace=force)
+    signer = mr_signer(key.public_key().public_numbers().n).hex()
+    if as_json:
+        click.echo(json.dumps({"file": str(path), "mrsigner": signer}))
+        return
     click.echo(f"wrote     {path}")
-    click.echo(f"MRSIGNER  {mr_signer(key.public_key().public_numbers().n).hex()}")
+    click.echo(f"MRSIGNER  {signer}")
 
 
 @signing_key.command()
 @click.argument("file", type=FILE, required=False)
 @click.option("--passphrase-file", type=FILE, help="File whose first line opens the key.")
 @click.option("--public", is_flag=True, help="FILE is a public key or a certificate.")
-def show(file: Path | None, passphrase_file: Path | None, public: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(file: Path | None, passphrase_file: Path | None, public: bool, as_json: bool) -> None:
     """Print MRSIGNER of the key in FILE [default: your own key].
 
     \b
@@ -58,4 +65,8 @@ def show(file: Path | None, passphrase_file: Path | None, public: bool) -> None:
         modulus = load_modulus(path)
     else:
         modulus = choose_key(path, passphrase_file).public_key().public_numbers().n
-    click.echo(f"MRSIGNER  {mr_signer(modulus).hex()}")
+    signer = mr_signer(modulus).hex()
+    if as_json:
+        click.echo(json.dumps({"file": str(path), "mrsigner": signer}))
+    else:
+        click.echo(f"MRSIGNER  {signer}")

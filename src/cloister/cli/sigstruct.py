@@ -77,7 +77,10 @@ def verify(file: Path, mrenclave: str | None, mrsigner: str | None, as_json: boo
 @click.option("--public-key", type=FILE, required=True, help="PEM of the key that signed.")
 @click.option("--signature", type=FILE, required=True, help="The signature, 384 bytes.")
 @click.option("-o", "--output", type=FILE, required=True, help="The SIGSTRUCT, APP.sig.")
-def attach(to_be_signed: Path, public_key: Path, signature: Path, output: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def attach(
+    to_be_signed: Path, public_key: Path, signature: Path, output: Path, as_json: bool
+) -> None:
     """Make a SIGSTRUCT of what `cloister sign --to-be-signed` wrote and its signature.
 
     \b
@@ -85,12 +88,18 @@ def attach(to_be_signed: Path, public_key: Path, signature: Path, output: Path) 
               cloister sigstruct attach app.tbs --public-key hsm.pem \\
                   --signature app.signature -o app.sig
     """
+    import json
+
     from cloister.files import write_atomically
+    from cloister.manifest.describe import sigstruct_facts
     from cloister.manifest.sign import attach as attach_signature
     from cloister.manifest.signing_key import load_modulus
 
     made = attach_signature(read(to_be_signed), load_modulus(public_key), read(signature))
     write_atomically(output, made.pack())
+    if as_json:
+        click.echo(json.dumps({"file": str(output), **sigstruct_facts(made)}, indent=4))
+        return
     click.echo(f"MRENCLAVE   {made.mr_enclave.hex()}")
     click.echo(f"MRSIGNER    {made.mr_signer.hex()}")
     click.echo(f"wrote       {output}")

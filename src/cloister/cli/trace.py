@@ -37,6 +37,12 @@ FILE = click.Path(path_type=Path, allow_dash=True)
 @click.option(
     "-o", "--output", type=FILE, default=Path("-"), help="File to write [default: standard output]"
 )
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Write JSON instead: the manifest as a text, notes, exit code.",
+)
 def trace(
     command: tuple[str, ...],
     variables: tuple[str, ...],
@@ -46,6 +52,7 @@ def trace(
     ca_chain: Path | None,
     test_key: bool,
     output: Path,
+    as_json: bool,
 ) -> int:
     """Run COMMAND without an enclave, record which files it opens, and propose a manifest.
 
@@ -56,6 +63,7 @@ def trace(
     Example:  cloister trace --test-key -o app.manifest.template -- python3 app.py input.jpg
               cloister trace --manifest app.manifest -o app.manifest
     """
+    import json
     import os
     import secrets
     import sys
@@ -96,7 +104,11 @@ def trace(
         journal.note(f"the program ended with code {code}; what it had not yet opened is missing")
     for note in proposal.notes:
         journal.note(note)
-    write(output, proposal.text)
+    if as_json:
+        facts = {"manifest": proposal.text, "notes": list(proposal.notes), "exit_code": code}
+        write(output, json.dumps(facts, indent=2) + "\n")
+    else:
+        write(output, proposal.text)
     return code
 
 

@@ -11,9 +11,9 @@ import click
 from cloister.cli.batch import (
     ANY,
     counted,
-    describe,
     jobs_option,
     key_option,
+    reason,
     report,
     work_through,
 )
@@ -42,7 +42,6 @@ def verify(
     """
     from cloister.encrypted import trees, whole
     from cloister.encrypted.keys import read_wrap_key
-    from cloister.errors import CloisterError
 
     key = read_wrap_key(key_file)
     found = trees.find(paths)
@@ -59,9 +58,7 @@ def verify(
             {
                 "path": str(path),
                 "good": answer is None,
-                "reason": describe(path, answer)
-                if isinstance(answer, (CloisterError, OSError))
-                else None,
+                "reason": reason(path, answer),
             }
             for path, answer in zip(files, answers, strict=True)
         ]
