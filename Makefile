@@ -36,7 +36,7 @@ FUZZ := $(VENV)/.ready-fuzz
 DEMOS := $(patsubst examples/%/prepare.py,%,$(wildcard examples/*/prepare.py))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long fuzz lint bench clean distclean
+.PHONY: help demo test test-long fuzz lint docs bench clean distclean
 
 help:
 	@echo 'make demo       run the whole confidential workflow (sets everything up first)'
@@ -45,6 +45,7 @@ help:
 	@echo 'make test-long  run the tests that take longer'
 	@echo 'make fuzz       give every parser broken input, a minute each (ARGS="--seconds N TARGET")'
 	@echo 'make lint       ruff and mypy only'
+	@echo 'make docs       build the documentation site in build/site'
 	@echo 'make bench      measure whole programs natively, in direct mode and in an enclave'
 	@echo 'make clean      remove caches and built manifests; make distclean also $(VENV)'
 
@@ -75,6 +76,11 @@ lint: $(TEST)
 		(cd $$example && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml \
 			--cache-dir ../../.mypy_cache *.py) || exit 1; \
 	done
+
+docs: $(TEST)
+	@$(BIN)/python docs/reference.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo 'build/site/index.html'
 
 bench: $(DEMO)
 	@$(BIN)/python benchmarks/runtime.py $(ARGS)

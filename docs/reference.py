@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from cloister import errors
-from cloister.cli.main import COMMANDS, LazyGroup
+from cloister.cli.main import COMMANDS, cli
 from cloister.errors import CloisterError
 from cloister.manifest import model
 from cloister.manifest.dialect import meaningless_keys, translated_keys
@@ -91,10 +91,9 @@ def _first_sentences(item: type) -> str:
 def commands_page() -> str:
     """Return every command with its help."""
     lines = ["# Commands", "", "`cloister COMMAND --help` shows the same in a terminal.", ""]
-    group = LazyGroup("cloister")
-    context = click.Context(group, info_name="cloister")
+    context = cli.make_context("cloister", [], resilient_parsing=True)
     for name in COMMANDS:
-        command = group.get_command(context, name)
+        command = cli.get_command(context, name)
         if command is not None:
             lines += _command(command, context, name, level=2)
     return "\n".join(lines)

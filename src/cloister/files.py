@@ -34,7 +34,7 @@ def atomic_output(path: Path, *, mode: int = 0o644, replace: bool = True) -> Ite
         OSError: the disk refused.
     """
     if not replace and path.exists():
-        raise InputError(f"{path}: already exists; it is never overwritten")
+        raise _exists(path)
     if path.exists() and not path.is_file():
         raise InputError(
             f"{path}: is no regular file, and would be replaced by one",
@@ -64,7 +64,7 @@ def _give_name(descriptor: int, temporary: Path | None, path: Path, *, replace: 
         try:
             link_open_file(descriptor, temporary, path)
         except FileExistsError as error:
-            raise InputError(f"{path}: already exists; it is never overwritten") from error
+            raise _exists(path) from error
         return
     if temporary is None:  # a link replaces nothing, a rename needs a name
         temporary = _temporary_name(path)
@@ -73,6 +73,13 @@ def _give_name(descriptor: int, temporary: Path | None, path: Path, *, replace: 
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _exists(path: Path) -> InputError:
+    return InputError(
+        f"{path}: already exists; it is never overwritten",
+        hint="choose another name, or move the old file away",
+    )
 
 
 def create_nameless(path: Path, mode: int) -> tuple[int, Path | None]:

@@ -57,6 +57,26 @@ def test_a_denied_read_says_which_line_would_permit_it() -> None:
     assert 'add "file:data/x" to sgx.trusted_files' in caught.value.mend
 
 
+@pytest.mark.parametrize(
+    ("listed", "asked"),
+    [("/home/x/app/data/y", "data/y"), ("data/y", "/home/x/app/data/y"), ("../y", "/home/x/y")],
+)
+def test_a_file_that_is_listed_by_its_other_name_is_denied_and_told_so(
+    listed: str, asked: str
+) -> None:
+    known = {listed: ENTRY}
+    with pytest.raises(DeniedError) as caught:
+        EnclaveRules(known.get, [], known, base="/home/x/app").check(asked, Intent.READ)
+    assert f'lists it as "file:{listed}"' in caught.value.mend
+
+
+def test_a_denied_pyc_is_no_reason_to_worry() -> None:
+    with pytest.raises(DeniedError) as caught:
+        rules().check("data/__pycache__/x.pyc", Intent.READ)
+    assert "Python goes on with the source" in caught.value.mend
+    assert 'add "file:data/__pycache__/x.pyc"' in caught.value.mend
+
+
 def test_allowed_wins_over_trusted() -> None:
     both = rules("out")
     assert both.trusted("out/seed") is None

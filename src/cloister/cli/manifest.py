@@ -62,11 +62,13 @@ def check(file: Path, defines: tuple[str, ...], no_files: bool, as_json: bool) -
     import json
 
     from cloister.errors import ManifestError
-    from cloister.manifest.check import file_problems
+    from cloister.manifest.check import file_problems, mount_problems
 
     try:
         text = load(file, defines)
-        found = [] if no_files else list(file_problems(text, base_of(file)))
+        found = list(mount_problems(text))
+        if not no_files:
+            found += file_problems(text, base_of(file))
     except ManifestError as error:
         found = [error, *(ManifestError(other) for other in error.others)]
     if as_json:

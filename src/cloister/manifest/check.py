@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,12 @@ from cloister.errors import CloisterError
 from cloister.manifest.parse import ManifestText
 from cloister.manifest.tree import FileTree
 from cloister.manifest.trusted import expand
+
+MOUNTED_PROC = (
+    "/proc is the kernel's view of the program's own processes",
+    "leave this mount out; /proc is always there",
+)
+"""What is wrong with a mount there, and what to do."""
 
 
 def file_problems(text: ManifestText, base: Path) -> Iterator[CloisterError]:
@@ -28,3 +35,10 @@ def file_problems(text: ManifestText, base: Path) -> Iterator[CloisterError]:
             expand([file], base, tree, problem, bare_directories=text.graphene)
         except CloisterError as error:
             yield error
+
+
+def mount_problems(text: ManifestText) -> Iterator[CloisterError]:
+    """Yield what is wrong with the mounts of a manifest, as a run would find it."""
+    for number, mount in enumerate(text.manifest.fs.mounts):
+        if posixpath.normpath(mount.path) == "/proc":
+            yield text.problem(("fs", "mounts", number), *MOUNTED_PROC)

@@ -176,12 +176,12 @@ class _Run:
             return {}
         from cloister.provision.client import ProvisioningRequest
 
-        asked = ProvisioningRequest.from_environment(settings, self._read_inside)
+        asked = ProvisioningRequest.from_environment(settings, self._read_ca)
         requests = [] if asked is None else [(SET_KEY, asked)]
         for key in self._manifest.cloister.keys:
             if asked is not None and asked.key_name == key.name:
                 raise InputError(f"key {key.name}: both {SET_KEY} and cloister.keys ask for it")
-            ca = self._read_inside(key.ca)
+            ca = self._read_ca(key.ca)
             request = ProvisioningRequest.for_key(key.name, key.servers, ca)
             requests.append(("cloister.keys", request))
         for where, request in requests:
@@ -219,6 +219,18 @@ class _Run:
     def _read_inside(self, path: str) -> bytes:
         """Read a file by its path in the tree, with all checks."""
         return self._tree.read(self._inside(path))
+
+    def _read_ca(self, path: str) -> bytes:
+        """Read the certificates by which a key server is known."""
+        try:
+            return self._read_inside(path)
+        except OSError as error:
+            raise InputError(
+                f"{self._inside(path)}: {error.strerror}; without a CA certificate no key server"
+                " can be believed",
+                hint="this is a path inside the enclave: mount the file there, and list it in"
+                " sgx.trusted_files",
+            ) from error
 
     def _read_uri(self, uri: str) -> bytes:
         """Read a file by its URI, with all checks: it may be trusted, allowed or encrypted."""
@@ -298,6 +310,7 @@ def _plain_rules(program: Program, journal: Journal) -> Rules:
         allowed,
         program.trusted,
         let_through=journal.let_through if logs else None,
+        base=str(program.base),
     )
 
 

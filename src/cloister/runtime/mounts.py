@@ -82,10 +82,10 @@ def _place_mount(tree: Tree, mount: Mount, scene: Scene, base: Path, source: str
     """Put one of ``fs.mounts`` where it belongs."""
     path = _clean(mount.path)
     if path == "/proc":
-        raise InputError(
-            f"{source}: /proc is the kernel's view of the program's own processes",
-            hint="leave this mount out; /proc is always there",
-        )
+        from cloister.manifest.check import MOUNTED_PROC
+
+        what, hint = MOUNTED_PROC
+        raise InputError(f"{source}: {what}", hint=hint)
     if mount.type == "tmpfs":
         tree.mount_by_kernel(KernelMount("tmpfs", path), stat.S_IFDIR, source)
     elif mount.type == "untrusted_shm":

@@ -11,6 +11,7 @@ trusted file cannot be unlinked, renamed or replaced.
 from __future__ import annotations
 
 import errno
+import posixpath
 from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Protocol
@@ -99,6 +100,8 @@ class EnclaveRules:
         trusted: the URI paths that ``lookup`` knows.
         let_through: ``sgx.file_check_policy = "allow_all_but_log"``: called with the path of each
             unlisted file that is let through; None denies them.
+        base: absolute path of the manifest's directory, to tell whoever listed a file relatively
+            and mounted it absolutely, or the reverse. It decides nothing.
     """
 
     checks_content = True
@@ -109,7 +112,9 @@ class EnclaveRules:
         allowed: Iterable[str],
         trusted: Iterable[str] = (),
         let_through: Callable[[str, Intent], None] | None = None,
+        base: str = "/",
     ) -> None:
+        self._base = base
         self._lookup = lookup
         self._trusted = trusted
         self._allowed = PathSet(allowed)
@@ -137,13 +142,27 @@ class EnclaveRules:
         if intent is Intent.READ:
             raise DeniedError(
                 "not a trusted, allowed or encrypted file",
-                f'add "file:{path}" to sgx.trusted_files and build again',
+                self._mend_of_read(path),
             )
         raise DeniedError(
             "the manifest allows no writing there",
             f'mount an encrypted or tmpfs directory there, or add "file:{path}" to '
             "sgx.allowed_files (the host can then read and change it)",
         )
+
+    def _mend_of_read(self, path: str) -> str:
+        """Return what would permit reading an unlisted file."""
+        absolute = posixpath.join(self._base, path)
+        other = posixpath.relpath(path, self._base) if path == absolute else absolute
+        if self._allowed.covers(other) or self._lookup(other) is not None:
+            return (
+                f'the manifest lists it as "file:{other}", which counts as another file: write the'
+                " mount's uri and the list both absolutely, or both relatively, and build again"
+            )
+        line = f'add "file:{path}" to sgx.trusted_files and build again'
+        if path.endswith(".pyc"):
+            return f"Python goes on with the source, and starts more slowly; to avoid it, {line}"
+        return line
 
     def changes_on_host(self, path: str) -> bool:
         """Tell whether ``path`` is open to the host: only what is allowed or let through."""
