@@ -36,6 +36,8 @@ WITHOUT = {
     "platform export": "its output is JSON",
     "quote collateral": "its output is JSON",
     "completion": "its output is a script",
+    "init": f"{OWN}: it runs a script first",
+    "try": f"{OWN}: it runs a project",
     "attest": f"{OWN}: it needs a server",
     "serve": f"{OWN}: it is one",
     "pccs": f"{OWN}: it is one",
