@@ -84,6 +84,7 @@ def mounted(programs: Path, memory: Path, request: pytest.FixtureRequest) -> App
     app.mount("/compiled", "file:bin")
     app.settings["fs.insecure__keys.default"] = f'"{KEY}"'
     app.settings["sgx.allowed_files"] = '["file:plain"]'
+    app.settings["sgx.enclave_size"] = '"4G"'  # 256 threads have 256 stacks
     app.settings["sgx.max_threads"] = "512"
     app.settings["sys.stack.size"] = '"2M"'
     app.trusted += ["file:bin/files", "file:bin/processes"]

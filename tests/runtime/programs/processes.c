@@ -775,6 +775,10 @@ CHECK(threads) {
     int started = 0;
     for (int n = 0; n < THREADS; n++)
         started += !pthread_create(&threads[n], NULL, count_up, NULL);
+    if (started < THREADS) {
+        say("only %d threads", started);
+        return;
+    }
     long sum = 0;
     for (int n = 0; n < THREADS; n++) {
         void *value = NULL;
