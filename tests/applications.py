@@ -81,12 +81,18 @@ class App:
             "build", "--json", *options, "--key", str(SIGNING_KEY), "app.manifest.template"
         ).stdout
 
-    def build_shell(self, *options: str) -> None:
-        """Build an enclave that holds a shell and a few tools; the script comes at the run."""
+    def build_shell(self, *options: str, arguments: bool = True) -> None:
+        """Build an enclave that holds a shell and a few tools; the script comes at the run.
+
+        Args:
+            options: of ``cloister build``.
+            arguments: whether it takes those of the command line.
+        """
         tools = [str(Path(found).resolve()) for name in TOOLS if (found := shutil.which(name))]
         names = [f"/bin/{name}" for name in TOOLS]
         self.settings["libos.entrypoint"] = '"/bin/sh"'
-        self.settings["loader.insecure__use_cmdline_argv"] = "true"
+        if arguments:
+            self.settings["loader.insecure__use_cmdline_argv"] = "true"
         self.settings["loader.env.PATH"] = '"/bin"'
         mounts = [
             f'{{ path = "{name}", uri = "file:{tool}" }}'

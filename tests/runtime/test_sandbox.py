@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from applications import CLOISTER, PYTHON, App
+from applications import CLOISTER, KEY, PYTHON, App
 
 
 def test_output_and_exit_code_are_the_programs(app: App) -> None:
@@ -163,7 +163,45 @@ def test_an_interrupt_from_the_terminal_ends_the_program(app: App) -> None:
     assert process.communicate() == ("", "")
 
 
-@pytest.mark.parametrize("victim", ["runtime", "program"])
+@pytest.mark.long
+def test_the_runtime_survives_what_a_program_does(app: App) -> None:
+    for name in ("plain", "secret"):
+        (app.directory / name).mkdir()
+    app.mount("/plain", "file:plain")
+    app.mount("/secret", "file:secret", "encrypted")
+    app.mount("/memory", kind="tmpfs")
+    app.settings |= {
+        "sgx.allowed_files": '["file:plain"]',
+        "fs.insecure__keys.default": f'"{KEY}"',
+    }
+    done = app.enclave_python("/programs/abuse.py", "/plain", "/secret", "/memory")
+    subprocess.run(["rm", "-rf", "plain", "secret"], cwd=app.directory, check=True)  # too deep
+    assert all(json.loads(done.stdout))
+    assert "internal error" not in done.stderr
+
+
+def test_arguments_and_environment_from_encrypted_files(app: App) -> None:
+    """Keys arrive before the program's arguments are set, so the host need not see these."""
+    for name, content in (("args", b"/bin/sh\0-c\0echo $SECRET-$FIXED\0"), ("env", b"SECRET=s3\0")):
+        (app.directory / name).write_bytes(content)
+    (app.directory / "wrap-key").write_bytes(bytes.fromhex(KEY))
+    (app.directory / "wrap-key").chmod(0o600)
+    (app.directory / "secret").mkdir()
+    for name in ("args", "env"):
+        app.cloister("encrypt", "-k", "wrap-key", name, f"secret/{name}")
+    app.mount("/secret", "file:secret", "encrypted")
+    app.settings |= {
+        "loader.argv_src_file": '"file:secret/args"',
+        "loader.env_src_file": '"file:secret/env"',
+        "loader.env.FIXED": '{ value = "fixed" }',
+        "loader.env.HOME": "{ passthrough = true }",
+        "fs.insecure__keys.default": f'"{KEY}"',
+    }
+    app.build_shell(arguments=False)
+    assert app.cloister("run", "app").stdout == "s3-fixed\n"
+
+
+@pytest.mark.parametrize("victim", ["runtime", "program", "process 1"])
 def test_nothing_is_left_when_either_side_is_killed(app: App, victim: str) -> None:
     marker = f"cloister-test-{os.getpid()}-{time.monotonic_ns()}"
     app.direct(["/bin/true"])
@@ -181,12 +219,23 @@ def test_nothing_is_left_when_either_side_is_killed(app: App, victim: str) -> No
     assert process.stdout.readline() == "1\n"
     inside = [pid for pid in _processes_with(marker) if pid != process.pid]
     assert len(inside) == 1
-    os.kill(process.pid if victim == "runtime" else inside[0], signal.SIGKILL)
+    killed = {
+        "runtime": process.pid,
+        "program": inside[0],
+        "process 1": int(_status_field(inside[0], "PPid")),
+    }[victim]
+    assert killed > 1
+    os.kill(killed, signal.SIGKILL)
     assert process.wait(20) == (-signal.SIGKILL if victim == "runtime" else 128 + signal.SIGKILL)
     _wait_until_gone(marker)
     assert not [
         line for line in Path("/proc/mounts").read_text().splitlines() if "cloister" in line
     ]
+
+
+def _status_field(pid: int, field: str) -> str:
+    text = Path(f"/proc/{pid}/status").read_text()
+    return text.partition(f"\n{field}:")[2].split("\n")[0].strip()
 
 
 def _processes_with(marker: str) -> list[int]:

@@ -40,6 +40,9 @@ _OFFERED_ALLOCATIONS = (
 )
 
 
+_SMALL_GAP = 1 << 26
+
+
 class RejectedError(OSError):
     """An encrypted file did not open or authenticate; ``reason`` and ``mend`` say why and what."""
 
@@ -247,15 +250,25 @@ class EncryptedNode(Node):
 
     def write(self, offset: int, data: memoryview) -> None:
         """Encrypt; what reaches the host is decided at the next flush."""
+        self._require_space(offset)
         with self.translated(Intent.WRITE):
             self.engine.write(offset, data)
         self._written_ns = time.time_ns()
 
     def truncate(self, size: int) -> None:
         """Cut the file, or extend it with zeros."""
+        self._require_space(size)
         with self.translated(Intent.WRITE):
             self.engine.truncate(size)
         self._written_ns = time.time_ns()
+
+    def _require_space(self, end: int) -> None:
+        """Refuse at once to fill more with zeros than the host has room for: there are no holes."""
+        gap = end - self.engine.size
+        if gap > _SMALL_GAP:
+            room = os.fstatvfs(self._anchor)
+            if gap > room.f_bavail * room.f_frsize:
+                refuse(errno.ENOSPC)
 
     def flush(self) -> None:
         """Write what is pending to the host, dated when the program wrote it."""
@@ -355,6 +368,21 @@ class EncryptedHandle(Handle):
         self._node.release_handle()
 
 
+def _directories(top: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield every directory below and its files, parents first; ``os.walk`` fails where it is deep.
+
+    Raises:
+        OSError: the host does not list one.
+    """
+    waiting = [top]
+    while waiting:
+        host = waiting.pop()
+        with os.scandir(host) as listing:
+            entries = list(listing)
+        waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        yield host, [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
+
+
 def move_tree(scene: Scene, key_name: str, old: tuple[str, str], new: tuple[str, str]) -> None:
     """Move a directory of encrypted files, each of which is bound to its path.
 
@@ -376,9 +404,9 @@ def move_tree(scene: Scene, key_name: str, old: tuple[str, str], new: tuple[str,
     moves: list[tuple[EncryptedNode, str, str]] = []
     others: list[tuple[str, str]] = []
     directories: list[tuple[str, os.stat_result]] = []
-    for host, below_here, files in os.walk(old_host):
+    for host, files in _directories(old_host):
         below = host[len(old_host) :]
-        if any(os.path.islink(f"{host}/{name}") for name in (*below_here, *files)):
+        if any(os.path.islink(f"{host}/{name}") for name in files):
             refuse(errno.EXDEV)  # a link of the host's: what it leads to is bound to this path
         directories.append((below, os.stat(host)))
         for name in files:

@@ -102,14 +102,17 @@ class Sandbox:
         raise _unfit(message.decode() or "namespaces: the helper process died")
 
     def _receive_number(self) -> int:
-        return int(_LENGTH.unpack(self._receive(_LENGTH.size))[0])
+        try:
+            return int(_LENGTH.unpack(self._receive(_LENGTH.size))[0])
+        except ConnectionError as error:
+            raise SandboxError("the sandbox died before the program started") from error
 
     def _receive(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
             piece, _, _, _ = self._control.recvmsg(size - len(data), socket.CMSG_SPACE(64))
             if not piece:
-                raise SandboxError("the sandbox died before the program started")
+                raise ConnectionError("the sandbox was killed")
             data += piece
         return data
 

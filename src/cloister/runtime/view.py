@@ -393,10 +393,11 @@ def _relocate_to_another_name(known: _Known) -> None:
 
 
 def _relocate_below(moved: _Known) -> None:
-    """Tell everything below a renamed directory where it is now."""
-    node = moved.node
-    if not isinstance(node, HostDirectory):
-        return
-    for name, child in moved.children.items():
-        relocate(child.node, *node.places(name))
-        _relocate_below(child)
+    """Tell everything below a renamed directory where it is now, however deep."""
+    waiting = [moved]
+    while waiting:
+        known = waiting.pop()
+        if isinstance(known.node, HostDirectory):
+            for name, child in known.children.items():
+                relocate(child.node, *known.node.places(name))
+                waiting.append(child)
