@@ -255,6 +255,11 @@ def _sgx(machine: Machine) -> Finding:
             "SGX", State.MISSING, f"the driver is not loaded; {simulated}",
             "use a kernel of 5.11 or later with CONFIG_X86_SGX", needed=False,
         )  # fmt: skip
+    if not os.access(machine.root / "dev" / devices[0], os.R_OK | os.W_OK):
+        return Finding(
+            "SGX", State.MISSING, f"/dev/{devices[0]} may not be opened by this user; {simulated}",
+            "sudo usermod -aG sgx $USER, and log in again", needed=False,
+        )  # fmt: skip
     aesm = (machine.root / "var/run/aesmd/aesm.socket").exists()
     return Finding(
         "SGX", State.OK,
@@ -270,11 +275,29 @@ def _tdx(machine: Machine) -> Finding:
 
 
 def _gramine() -> Finding:
-    found = shutil.which("gramine-sgx")
-    if found:
-        return Finding("Gramine", State.OK, found, needed=False)
-    meaning = "is not installed; it would start enclaves on SGX hardware"
-    return Finding("Gramine", State.MISSING, meaning, needed=False)
+    """Whether Gramine is installed whole, in a version that is known to work."""
+    from cloister.platforms.gramine.installation import PROGRAMS, Installation
+
+    if not any(map(shutil.which, PROGRAMS)):
+        meaning = "is not installed; it would start enclaves on SGX hardware"
+        return Finding("Gramine", State.MISSING, meaning, needed=False)
+    try:
+        installation = Installation.here()
+        title = installation.title
+        runtime = installation.runtime()
+    except CloisterError as error:
+        return Finding("Gramine", State.MISSING, error.message, error.hint, needed=False)
+    lacking = [program for program in PROGRAMS if shutil.which(program) is None]
+    if not installation.libpal_path.is_file():
+        lacking.append(str(installation.libpal_path))
+    if not runtime.can_provision:
+        lacking.append("its secret provisioning library")
+    where = f"{title} in {installation.directory}"
+    if lacking:
+        return Finding(
+            "Gramine", State.MISSING, f"{where}, without {', '.join(lacking)}", needed=False
+        )
+    return Finding("Gramine", State.OK, where, needed=False)
 
 
 def _pytorch() -> Finding:

@@ -26,7 +26,7 @@ from cloister.attestation.policy_file import parse_policy
 from cloister.attestation.trust import Authenticator, Trust
 from cloister.attestation.verify import authenticate_quote
 from cloister.errors import EventLogError, PlatformError, WrongMeasurementError
-from cloister.platforms.base import choose_platform
+from cloister.platforms.base import choose_name, choose_platform
 from cloister.platforms.tdx.register import EXTEND_RTMR, GET_REPORT0, DeviceRegister
 from cloister.platforms.tdx.reports import Reports
 from cloister.ratls.verify import authenticate_certificate
@@ -355,7 +355,7 @@ def test_a_quote_of_the_machine_alone_still_counts(world: World) -> None:
 
 def test_hardware_can_be_required() -> None:
     with pytest.raises(PlatformError, match="only the SIMULATED platform"):
-        choose_platform("simulated", require_hardware=True)
+        choose_name(require_hardware=True)
 
 
 def test_tdx_can_be_named() -> None:

@@ -48,6 +48,12 @@ import click
     show_default=True,
     help="gramine: list every trusted file in the manifest, as Gramine's tools do.",
 )
+@click.option(
+    "--platform",
+    type=click.Choice(["gramine"]),
+    help="Build also for Gramine, on any machine where it is installed [default: where it is and "
+    "there is SGX].",
+)
 @click.option("--no-cache", is_flag=True, help="Hash every file, also those that did not change.")
 @click.option(
     "--policy",
@@ -65,6 +71,7 @@ def build(
     libpal: Path | None,
     mode: str,
     form: str,
+    platform: str | None,
     no_cache: bool,
     policy: Path | None,
     as_json: bool,
@@ -73,6 +80,9 @@ def build(
 
     Writes APP.manifest, APP.manifest.sgx, APP.index and APP.sig beside TEMPLATE, and prints the
     measurement by which others recognise the enclave. The same inputs give the same files.
+
+    Where Gramine is installed and there is SGX, writes the same for Gramine (APP.gramine.manifest,
+    APP.gramine.manifest.sgx, APP.gramine.sig), with a measurement of its own.
 
     \b
     Example:  cloister build pytorch.manifest.template -D key_server=keys.example.org:4433
@@ -94,25 +104,40 @@ def build(
             written = str(render_only(rendering))
             click.echo(json.dumps({"files": [written]}) if as_json else f"wrote       {written}")
             return
-        built = build_enclave(
-            rendering,
-            signing_key=signing.choose_key(key, passphrase_file),
-            date=signing.choose_date(date),
-            settings=signing.settings(libpal, form, use_cache=not no_cache),
-        )
+        from cloister.platforms.gramine.installation import sgx_is_here
+
+        signing_key = signing.choose_key(key, passphrase_file)
+        date = signing.choose_date(date)
+        settings = signing.settings(libpal, form, use_cache=not no_cache)
+        built = build_enclave(rendering, signing_key=signing_key, date=date, settings=settings)
+        gramine = None
+        if platform == "gramine" or sgx_is_here():
+            from cloister.platforms.gramine.build import build_for_gramine
+
+            gramine = build_for_gramine(
+                rendering, signing_key=signing_key, date=date, settings=settings
+            )
     if policy is not None:
-        write_policy(policy, built.sigstruct.mr_enclave)
-    signing.show(built, as_json=as_json)
+        others = [] if gramine is None else [gramine.built.sigstruct.mr_enclave]
+        write_policy(policy, built.sigstruct.mr_enclave, *others)
+    signing.show(built, gramine, as_json=as_json)
 
 
-def write_policy(path: Path, mrenclave: bytes) -> None:
-    """Write the policy that accepts one enclave, on real hardware that is up to date."""
+def write_policy(path: Path, *mrenclaves: bytes) -> None:
+    """Write the policy that accepts a program, on real hardware that is up to date.
+
+    Args:
+        path: where to.
+        mrenclaves: the program's measurement on each kind of platform, 32 bytes.
+    """
     from cloister.files import write_atomically
+
+    named = ", ".join(f'"{measured.hex()}"' for measured in mrenclaves)
 
     text = (
         "# Who may have the key, or is believed: this enclave, on hardware that is up to date.\n"
         '# A SIMULATED platform must be named: roots = ["SHA-256 of its root"]\n'
         "version = 1\n"
-        f'mrenclave = "{mrenclave.hex()}"\n'
+        f"mrenclave = {named if len(mrenclaves) == 1 else f'[{named}]'}\n"
     )
     write_atomically(path, text.encode())

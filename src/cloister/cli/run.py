@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,9 +29,19 @@ if TYPE_CHECKING:
     "--platform",
     "platform_name",
     metavar="NAME",
-    help="Where the enclave runs: simulated or tdx [default: the best here]",
+    help="Where the enclave runs: gramine (SGX), tdx or simulated [default: the best here]; or "
+    "gramine-direct, which protects nothing.",
 )
-@click.option("--require-hardware", is_flag=True, help="Refuse the SIMULATED platform.")
+@click.option(
+    "--require-hardware", is_flag=True, help="Refuse the SIMULATED platform and gramine-direct."
+)
+@click.option(
+    "--insecure-key",
+    "insecure_keys",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="With gramine-direct, where no key server can be asked: a wrap key. Repeatable.",
+)
 @click.option(
     "--libpal",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -57,6 +67,7 @@ def run(
     libpal: Path | None,
     log_level: str | None,
     shell: bool,
+    insecure_keys: tuple[str, ...],
 ) -> int:
     """Run APP with ARGUMENTS; exit with the program's own code.
 
@@ -66,6 +77,7 @@ def run(
     Example:  cloister run pytorch
               cloister run --mode direct pytorch
               cloister run --mode direct --shell pytorch
+              cloister run --platform gramine-direct --insecure-key default=wrap-key pytorch
     """
     debug = bool(ctx.find_root().params.get("debug"))
     if mode == "direct":
@@ -85,6 +97,7 @@ def run(
         libpal=libpal,
         debug=debug,
         log_level=log_level,
+        insecure_keys=insecure_keys,
     )
 
 
@@ -137,6 +150,7 @@ def run_enclave(
     debug: bool = False,
     drop_arguments: bool = False,
     log_level: str | None = None,
+    insecure_keys: Sequence[str] = (),
 ) -> int:
     """Run a signed application in its enclave and return the program's exit code.
 
@@ -144,23 +158,30 @@ def run_enclave(
         app: path without suffix.
         arguments: for the program.
         platform_name: where the enclave runs; None takes the best here.
-        require_hardware: refuse a simulated platform.
+        require_hardware: refuse the simulated platform and ``gramine-direct``.
         libpal: the measured runtime image; None takes this installation's.
         debug: show tracebacks of our own defects.
         drop_arguments: drop those that the manifest overrides, as Graphene does, with a message.
         log_level: in place of ``loader.log_level``.
+        insecure_keys: NAME=FILE, for ``gramine-direct``.
 
     Raises:
         CloisterError: the run did not come to the program's start.
     """
     import os
 
-    from cloister.platforms.base import choose_platform
+    from cloister.platforms.base import UNDER_GRAMINE, choose_name, choose_platform
     from cloister.runtime.launch import run as launch
     from cloister.runtime.load import enclave_program
 
+    chosen = choose_name(platform_name, require_hardware=require_hardware)
+    _require_direct(chosen, insecure_keys)
     journal = _journal()
-    platform = choose_platform(platform_name, require_hardware=require_hardware)
+    if chosen in UNDER_GRAMINE:
+        options = {"--libpal": libpal, "--log-level": log_level if chosen == "gramine" else None}
+        _refuse_for_gramine(chosen, options)
+        return _run_under_gramine(chosen, app, arguments, journal, insecure_keys, log_level)
+    platform = choose_platform(chosen)
     signed = enclave_program(app, arguments, os.environ, platform, debug=debug)
     signed.program.log_level = log_level
     if drop_arguments:
@@ -177,6 +198,51 @@ def run_enclave(
         return enclave
 
     return launch(signed.program, start, journal)
+
+
+def _require_direct(platform: str, insecure_keys: Sequence[str]) -> None:
+    from cloister.errors import InputError
+
+    if insecure_keys and platform != "gramine-direct":
+        raise InputError(
+            f"--insecure-key: on platform {platform}, a key server releases the keys",
+            hint="cloister serve --key FILE --enclave APP, on the owner's machine",
+        )
+
+
+def _refuse_for_gramine(platform: str, options: Mapping[str, object]) -> None:
+    from cloister.errors import InputError
+
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(
+                f"{name}: with --platform {platform} this is Gramine's, as it is installed and was"
+                " measured",
+                hint=f"leave {name} out",
+            )
+
+
+def _run_under_gramine(
+    platform: str,
+    app: Path,
+    arguments: Sequence[str],
+    journal: Journal,
+    insecure_keys: Sequence[str],
+    log_level: str | None,
+) -> int:
+    from cloister.encrypted.keys import read_wrap_key
+    from cloister.errors import InputError
+    from cloister.platforms.gramine import run as gramine
+
+    if platform == "gramine":
+        return gramine.run_sgx(app, arguments, journal.note)
+    keys = {}
+    for text in insecure_keys:
+        name, equals, file = text.partition("=")
+        if not (name and equals and file):
+            raise InputError(f"--insecure-key {text}: expected NAME=FILE", hint="default=wrap-key")
+        keys[name] = read_wrap_key(file)
+    return gramine.run_direct(app, arguments, journal.note, keys=keys, log_level=log_level)
 
 
 def _drop_arguments(program: Program, journal: Journal) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from cloister.manifest.build import Built
     from cloister.manifest.prepare import Settings
+    from cloister.platforms.gramine.build import GramineBuilt
 
 
 def choose_key(path: Path | None, passphrase_file: Path | None = None) -> RSAPrivateKey:
@@ -113,11 +114,25 @@ def summary(built: Built) -> dict[str, Any]:
     }
 
 
-def show(built: Built, *, as_json: bool) -> None:
-    """Print what is said of a signed enclave, and notes for its builder on standard error."""
+def show(built: Built, gramine: GramineBuilt | None = None, *, as_json: bool) -> None:
+    """Print what is said of a signed enclave, and notes for its builder on standard error.
+
+    Args:
+        built: our own.
+        gramine: the same for Gramine, if it was built for it too.
+        as_json: print one JSON object.
+    """
     facts = summary(built)
     for note in built.prepared.notes:
         click.echo(f"note: {note}", err=True)
+    if gramine is not None:
+        for note in gramine.built.prepared.notes:
+            click.echo(f"note for Gramine: {note}", err=True)
+        facts["gramine"] = {
+            "installed": gramine.title,
+            "measured_by_gramine": gramine.theirs.hex(),
+            **summary(gramine.built),
+        }
     if as_json:
         click.echo(json.dumps(facts))
         return
@@ -130,6 +145,12 @@ def show(built: Built, *, as_json: bool) -> None:
         f" {facts['hashed_files']} of them hashed now"
     )
     click.echo(f"wrote       {', '.join(facts['files'])}")
+    if gramine is not None:
+        theirs = facts["gramine"]
+        click.echo(f"for {theirs['installed']} on SGX, the same program measures otherwise:")
+        click.echo(f"MRENCLAVE   {theirs['mrenclave']}")
+        click.echo(f"the same by gramine-sgx-sign: {theirs['measured_by_gramine']}")
+        click.echo(f"wrote       {', '.join(theirs['files'])}")
     if facts["debug"]:
         click.echo(
             "DEBUG       sgx.debug = true: anybody on the machine can read this enclave's memory;"

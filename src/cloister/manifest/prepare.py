@@ -147,6 +147,20 @@ def prepare(text: ManifestText, base: Path, settings: Settings, tree: FileTree) 
     return Prepared(signed, index, manifest, measurement, trusted.amount(), notes)
 
 
+def with_hashes(
+    text: ManifestText, base: Path, settings: Settings, tree: FileTree
+) -> tuple[bytes, tuple[str, ...]]:
+    """Return a manifest in Gramine's format, with the hash of every trusted file, and notes.
+
+    It is not measured, so that it may also be one for ``gramine-direct``; else as :func:`prepare`.
+    """
+    from cloister.manifest.gramine_format import gramine_document
+
+    trusted = _Trusted(text, base, dataclasses.replace(settings, format=Format.GRAMINE), tree)
+    document, notes = gramine_document(text, trusted.entries(), trusted.lines(), base)
+    return tomli_w.dumps(document).encode(), notes
+
+
 def prepare_final(data: bytes, text: ManifestText, index: bytes | None, libpal: bytes) -> Prepared:
     """Measure a manifest as it is: all its trusted files have hashes, or it has an index.
 

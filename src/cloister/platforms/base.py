@@ -13,6 +13,10 @@ from typing import Protocol
 from cloister.errors import InputError, PlatformError
 
 PLATFORM_VARIABLE = "CLOISTER_PLATFORM"
+PLATFORMS = ("gramine", "tdx", "simulated", "gramine-direct")
+HARDWARE = ("gramine", "tdx")
+UNDER_GRAMINE = ("gramine", "gramine-direct")
+"""Where programs run by Gramine's runtime in place of ours."""
 
 
 class SealingPolicy(enum.Enum):
@@ -164,31 +168,64 @@ class Platform(Protocol):
         ...
 
 
-def choose_platform(name: str | None = None, *, require_hardware: bool = False) -> Platform:
-    """Return a platform by name, or the best one that this machine has.
+def choose_name(name: str | None = None, *, require_hardware: bool = False) -> str:
+    """Return the name of the platform on which a program is to run.
 
     Args:
-        name: ``simulated`` or ``tdx``; None takes ``$CLOISTER_PLATFORM``, else the best here.
-        require_hardware: refuse a simulated platform.
+        name: one of :data:`PLATFORMS`; None takes ``$CLOISTER_PLATFORM``, else the best here: SGX
+            through Gramine, TDX, and the SIMULATED one where there is neither.
+        require_hardware: refuse the SIMULATED platform and ``gramine-direct``.
 
     Raises:
         InputError: no platform of that name.
-        PlatformError: hardware is required, and there is none.
+        PlatformError: hardware is required, and there is none, or another was named.
     """
-    name = name or os.environ.get(PLATFORM_VARIABLE)
-    if name not in (None, "simulated", "tdx"):
+    named = name or os.environ.get(PLATFORM_VARIABLE)
+    if named is not None and named not in PLATFORMS:
         raise InputError(
-            f"platform {name}: unknown; there are: simulated, tdx",
+            f"platform {named}: unknown; there are: {', '.join(PLATFORMS)}",
             hint=f"leave out --platform, or unset {PLATFORM_VARIABLE}",
         )
-    platform = _platform(name)
-    if require_hardware and platform.simulated:
+    chosen = named or _best()
+    if require_hardware and chosen not in HARDWARE:
         raise PlatformError(
-            "hardware is required, but this machine has only the SIMULATED platform",
+            "hardware is required, but "
+            + (
+                "this machine has only the SIMULATED platform"
+                if named is None
+                else f"platform {chosen} is none"
+            ),
             hint="run on a machine with SGX, or in a TDX virtual machine; cloister doctor tells"
             " what this one has",
         )
-    return platform
+    return chosen
+
+
+def _best() -> str:
+    from cloister.platforms.gramine.installation import sgx_is_here
+    from cloister.platforms.tdx.reports import Reports
+
+    if sgx_is_here():
+        return "gramine"
+    return "tdx" if Reports().present else "simulated"
+
+
+def choose_platform(name: str | None = None) -> Platform:
+    """Return a platform by name, or the best one of this machine on which our runtime runs.
+
+    Args:
+        name: ``simulated`` or ``tdx``; None takes ``$CLOISTER_PLATFORM``, else the best here.
+
+    Raises:
+        InputError: no platform of that name, or one where Gramine runs the programs.
+    """
+    named = name or os.environ.get(PLATFORM_VARIABLE)
+    if named is not None and choose_name(named) in UNDER_GRAMINE:
+        raise InputError(
+            f"platform {named}: Gramine runs the programs there, by `cloister run`",
+            hint="name another: simulated, tdx",
+        )
+    return _platform(named)
 
 
 def _platform(name: str | None) -> Platform:

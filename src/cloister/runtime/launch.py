@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import posixpath
-import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from cloister.errors import InputError, UnsupportedByPlatformError
@@ -40,14 +37,11 @@ from cloister.runtime.sandbox import Plan, Sandbox, harden_this_process
 from cloister.runtime.scene import Scene
 from cloister.runtime.tree import read_node
 from cloister.runtime.view import View
+from cloister.signals import forwarded_signals
 
 if TYPE_CHECKING:
     from cloister.manifest.model import Manifest, Mount, RootMount
     from cloister.provision.client import ProvisioningRequest
-
-_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_KEYS = (signal.SIGINT, signal.SIGQUIT)
-"""Signals that a terminal sends for a key, to all processes in its foreground."""
 
 
 @dataclass
@@ -161,7 +155,7 @@ class _Run:
         reads = None if record is None else Reads()
         # What is loaded by now stays to the end; the collector need not look at it again.
         gc.freeze()
-        with _forwarded_signals(sandbox):
+        with forwarded_signals(sandbox.forward):
             sandbox.start(plan)
             view = View(self._tree.root, reads)
             Server(sandbox.fuse, view, self._crashed, on_request=alertness.beat).serve()
@@ -312,31 +306,3 @@ def _plain_rules(program: Program, journal: Journal) -> Rules:
         let_through=journal.let_through if logs else None,
         base=str(program.base),
     )
-
-
-@contextlib.contextmanager
-def _forwarded_signals(sandbox: Sandbox) -> Iterator[None]:
-    """Send the program what somebody sends to this process, but what it gets from the terminal."""
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        if number not in _KEYS or not _in_foreground():
-            sandbox.forward(number)
-
-    before = {number: signal.signal(number, forward) for number in (*_FORWARDED, *_KEYS)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _in_foreground() -> bool:
-    """Tell whether keys of a terminal reach this process and the program."""
-    try:
-        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
-    finally:
-        os.close(terminal)

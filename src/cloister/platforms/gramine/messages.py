@@ -1,0 +1,291 @@
+"""What Gramine prints, in our words with a hint. Lines that are not in the table stay as they are.
+
+The texts are those of Gramine 1.6 to 1.9, without the ``[P1:T1:name] error: `` before them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Message(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        theirs: matches the whole text of a line of Gramine's.
+        ours: one line; ``{0}`` is the first group. None drops the line.
+        hint: what to do.
+        fatal: whether the program did not start.
+    """
+
+    theirs: str
+    ours: str | None
+    hint: str | None = None
+    fatal: bool = False
+
+
+_BUILD = "cloister build, where the files are as they should be"
+_TRUST = "add it to sgx.trusted_files, or to fs.mounts as encrypted, and build again"
+_DRIVER = "cloister doctor tells whether SGX is on, its driver loaded, and this user may use it"
+_AESMD = "sudo systemctl start aesmd; cloister doctor tells whether it runs"
+
+TABLE = (
+    # --- files -------------------------------------------------------------------------------
+    Message(
+        r"Disallowing access to file '(.*)'; file is not allowed\.",
+        "denied: file {0} is neither trusted nor allowed",
+        _TRUST,
+    ),
+    Message(
+        r"Disallowing creating file '(.*)'; file is not trusted or allowed\.",
+        "denied: creating {0}, which is not in an allowed or encrypted directory",
+        "mount the directory as encrypted",
+    ),
+    Message(
+        r"Disallowing (?:write/append to|creating) a trusted file '(.*)'",
+        "denied: writing trusted file {0}",
+        "trusted files never change; write into an encrypted mount",
+    ),
+    Message(
+        r"Hash of trusted file '(.*)' does not match with the reference hash in manifest",
+        "tampered: trusted file {0} is not the one that was signed",
+        f"if you changed it: {_BUILD}; if not, the host did",
+    ),
+    Message(
+        r"Accessing file '(.*)' is denied: incorrect hash of file chunk at .*",
+        "tampered: trusted file {0} is not the one that was signed",
+        f"if you changed it: {_BUILD}; if not, the host did",
+    ),
+    Message(
+        r"Allowing (?:access to|creating) unknown file '(.*)' due to file_check_policy.*",
+        "let through, without any protection: file {0} (sgx.file_check_policy)",
+    ),
+    Message(
+        r'Mounting "?(?:file|dev|dir):(.*?)"? \((?:chroot|encrypted)\) under (\S+) failed: (.*)',
+        "mount of {0} at {1} failed: {2}",
+        "it has to exist on this machine, as it did where the enclave was built",
+        fatal=True,
+    ),
+    Message(
+        r"Mounting (.*) may expose unsanitized, unsafe files to unsuspecting application\..*",
+        "{0} is the host's: what the program reads there may be a lie",
+    ),
+    Message(
+        r"trying to access '(.*)' which is a host-level FIFO.*",
+        "denied: {0} is a named pipe of the host",
+        "only pipes that the program itself makes work",
+    ),
+    # --- start -------------------------------------------------------------------------------
+    Message(
+        r"libos_init\(\) failed in init_exec_handle: Permission denied \(EACCES\)",
+        "the program is not trusted, or not executable for its owner",
+        "name it in sgx.trusted_files; chmod u+x",
+        fatal=True,
+    ),
+    Message(
+        r"libos_init\(\) failed in init_exec_handle: No such file or directory \(ENOENT\)",
+        "libos.entrypoint does not exist among the mounts",
+        "cloister manifest check APP.manifest.template",
+        fatal=True,
+    ),
+    Message(
+        r"libos_init\(\) failed in init_mount: (.*)",
+        "a mount failed: {0}",
+        "the line before says which",
+        fatal=True,
+    ),
+    Message(r"libos_init\(\) failed in (.*)", "Gramine did not start: {0}", fatal=True),
+    Message(
+        r"Looking up mountpoint (.*) failed: Operation not permitted \(EPERM\)",
+        "tampered: trusted file {0} is not the one that was signed",
+        f"if you changed it: {_BUILD}; if not, the host did",
+        fatal=True,
+    ),
+    Message(
+        r"argv handling wasn't configured in the manifest, but cmdline arguments were specified\.",
+        "this program takes no arguments: its manifest says nothing of them",
+        "set loader.argv, or loader.insecure__use_cmdline_argv = true, and build again",
+        fatal=True,
+    ),
+    Message(
+        r"Discarding cmdline arguments \((.*)\) because (\S+) was specified in the manifest\.",
+        "command-line arguments are dropped, {1} stands: {0}",
+    ),
+    Message(
+        r"PAL failed at parsing the manifest: (.*)",
+        "Gramine does not read the manifest: {0}",
+        "build again; gramine-manifest-check APP.gramine.manifest says more",
+        fatal=True,
+    ),
+    Message(
+        r"Invalid trusted file in manifest at index (\d+) \(no 'sha256' key\)",
+        "sgx.trusted_files[{0}] has no hash",
+        "cloister build makes them",
+        fatal=True,
+    ),
+    Message(
+        r"Wrong manifest configuration - cannot use loader\.insecure__use_host_env and .*",
+        "loader.insecure__use_host_env and loader.env_src_file exclude each other",
+        fatal=True,
+    ),
+    Message(
+        r"Cannot parse '(.*)'.*",
+        "{0} in the manifest is not what Gramine expects there",
+        "build again",
+        fatal=True,
+    ),
+    # --- SGX ---------------------------------------------------------------------------------
+    Message(
+        r"Gramine is starting\. Parsing TOML manifest file, this may take some time\.\.\.", None
+    ),
+    Message(
+        r"(?:Cannot open|Could not open|Failed to open)(?: device)? (/dev/sgx\S*?)[.,:]? ?.*",
+        "{0} does not open: no enclave starts",
+        _DRIVER,
+        fatal=True,
+    ),
+    Message(
+        r"Enclave size not a power of two \(an SGX-imposed requirement\)",
+        "sgx.enclave_size is not a power of two",
+        'write "4G"',
+        fatal=True,
+    ),
+    Message(
+        r"Cannot connect to AESM service.*",
+        "the quoting service aesmd does not answer: without it there is no attestation",
+        _AESMD,
+    ),
+    Message(r"PAL failed (.*)", "Gramine did not start: {0}", _DRIVER, fatal=True),
+    # --- key release --------------------------------------------------------------------------
+    Message(
+        r"Secret Provisioning could not connect to any of the servers specified in "
+        r"SECRET_PROVISION_SERVERS; last mbedTLS error was (\S+?)\.?",
+        "no key server of SECRET_PROVISION_SERVERS answers (mbedTLS error {0})",
+        "start it with `cloister serve`, or name another where the enclave is built",
+    ),
+    Message(
+        r"(?:.*: )?Secret Provisioning could not find envvar SECRET_PROVISION_CA_CHAIN_PATH.*",
+        "SECRET_PROVISION_CA_CHAIN_PATH is not set: which key server is to be believed?",
+        "set loader.env.SECRET_PROVISION_CA_CHAIN_PATH",
+    ),
+    Message(
+        r"(?:.*: )?.*failed during read with mbedTLS error -(?:29056|30592).*",
+        "the key server refused this enclave",
+        "its log says which check failed; APP.gramine.sig has this enclave's own measurement",
+    ),
+    Message(
+        r"(?:.*: )?.*handshake.*mbedTLS error -9984.*",
+        "the key server's certificate is not the expected one",
+        "check SECRET_PROVISION_CA_CHAIN_PATH, the server's name and its certificate's dates",
+    ),
+    Message(
+        r"(?:.*: )?.*cannot open '/dev/attestation/keys/(.*)'.*",
+        "the key server's key is for {0}, which no encrypted mount uses",
+        'fs.mounts entries of type "encrypted" with key_name',
+    ),
+    Message(
+        r"(?:.*: )?Provisioned secret is not 16 bytes long.*",
+        "what the key server released is not a wrap key of 16 bytes",
+        "cloister serve without --hex",
+    ),
+    Message(
+        r"(?:.*: )?Secret provisioning failed, terminating the whole process",
+        "no key, so the program does not start",
+        fatal=True,
+    ),
+    # --- what it cannot do --------------------------------------------------------------------
+    Message(
+        r"The app tried to create a subprocess, but this is disabled .*",
+        "limit: the program may start no other (sys.disallow_subprocesses)",
+    ),
+    Message(
+        r"Emulating a raw (?:syscall instruction|system/supervisor call)\..*",
+        "slow: the program makes system calls without the C library",
+    ),
+    # --- the wrapper --------------------------------------------------------------------------
+    Message(
+        r"Invalid application path specified \((.*) does not exist\)\.",
+        "{0} does not exist",
+        "cloister build --platform gramine APP.manifest.template",
+        fatal=True,
+    ),
+    Message(r"The path should point to application configuration files, so that they can be", None),
+    Message(r"found after appending corresponding extensions\.", None),
+)
+"""Gramine's words and ours; the first row that matches counts."""
+
+_PREFIX = re.compile(r"(?:\[[^\]]*\] )?(?:\([^)]*\) )?(error|warning|debug|trace): (.*)", re.DOTALL)
+_BARE_PREFIX = re.compile(r"\[P\d+:[^\]]*\] (.*)", re.DOTALL)
+_ROWS = [(re.compile(row.theirs), row) for row in TABLE]
+_STARTS = (
+    *(b"[P", b"[::", b"(", b"error: ", b"warning: ", b"debug: ", b"trace: "),
+    *(b"Gramine is ", b"Cannot connect to AESM ", b"Secret Prov", b"secret_prov"),
+    *(b"Invalid application path ", b"The path should point ", b"found after appending "),
+)
+"""How a line of Gramine's may start; anything else need not be held until its end is there."""
+
+
+@dataclass
+class Translator:
+    """Turns the standard error of a Gramine process into ours, line by line.
+
+    Attributes:
+        write: gets what is to be printed.
+        failed_to_start: whether a line said so.
+    """
+
+    write: Callable[[bytes], None]
+    failed_to_start: bool = False
+    _rest: bytes = b""
+    _told: set[str] = field(default_factory=set)
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes; what is no line of Gramine's passes through unchanged."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._line(line, b"\n")
+        if self._rest and not _may_be_gramines(self._rest):
+            self.write(self._rest)
+            self._rest = b""
+
+    def finish(self) -> None:
+        """Take the end."""
+        if self._rest:
+            self._line(self._rest, b"")
+            self._rest = b""
+
+    def _line(self, line: bytes, end: bytes) -> None:
+        found = translate(line.decode("utf-8", "replace"))
+        if found is None:
+            self.write(line + end)
+            return
+        text, hint, fatal = found
+        self.failed_to_start |= fatal
+        if text is None or text in self._told:
+            return
+        self._told.add(text)
+        clean = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        told = f"cloister: {clean}\n" + (f"hint: {hint}\n" if hint else "")
+        self.write(told.encode())
+
+
+def _may_be_gramines(rest: bytes) -> bool:
+    return any(rest.startswith(start[: len(rest)]) for start in _STARTS)
+
+
+def translate(line: str) -> tuple[str | None, str | None, bool] | None:
+    """Return a line in our words, its hint, and whether the program did not start.
+
+    None if it is not in the table; the words are None for one that need not be shown.
+    """
+    match = _PREFIX.fullmatch(line) or _BARE_PREFIX.fullmatch(line)
+    text = line if match is None else match[match.lastindex or 0]
+    for pattern, row in _ROWS:
+        found = pattern.fullmatch(text)
+        if found is not None:
+            ours = None if row.ours is None else row.ours.format(*found.groups())
+            return ours, row.hint, row.fatal
+    return None

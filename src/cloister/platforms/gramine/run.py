@@ -1,0 +1,131 @@
+"""One run of a program under Gramine: find its files, say what protects it, start it, translate."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, cast
+
+from cloister.errors import InputError, PlatformError
+from cloister.manifest.parse import ManifestText
+from cloister.manifest.prepare import Settings, with_hashes
+from cloister.manifest.signed import beside
+from cloister.manifest.tree import FileTree
+from cloister.platforms.gramine.build import APP_SUFFIX, host_of, signed_files, translated
+from cloister.platforms.gramine.installation import DEVICE, Installation
+from cloister.platforms.gramine.messages import Translator
+from cloister.platforms.gramine.translation import for_direct
+from cloister.sgx.sigstruct import Sigstruct
+from cloister.signals import forwarded_signals
+
+SGX_PROTECTS = (
+    "SGX enclave: its memory is encrypted against everybody on this machine, root included"
+)
+DIRECT_PROTECTS = (
+    "NOT PROTECTED: gramine-direct has no enclave and no attestation. Whoever administers this"
+    " machine can read the program's memory, its keys and all that it decrypts; no key server"
+    " is asked, and none would release a key"
+)
+_MEMORY = Path("/dev/shm")  # noqa: S108  (only a private directory is made there)
+Note = Callable[[str], None]
+
+
+def run_sgx(app: Path, arguments: Sequence[str], note: Note) -> int:
+    """Run an application in an SGX enclave, as ``gramine-sgx`` does; return its exit code.
+
+    Raises:
+        InputError: it was not built for Gramine.
+        PlatformError: no SGX, or no Gramine.
+    """
+    if not DEVICE.exists():
+        raise PlatformError(
+            f"{DEVICE}: is not there, so this machine starts no SGX enclaves",
+            hint="cloister doctor says what is missing; --platform gramine-direct runs the program"
+            " without enclave and without protection",
+        )
+    installation = Installation.here()
+    _, signature = signed_files(app)
+    signed = Sigstruct.unpack(signature.read_bytes())
+    note(f"enclave {signed.mr_enclave.hex()} on {installation.title}, {SGX_PROTECTS}")
+    program = installation.require("gramine-sgx")
+    return _start([program, beside(app, APP_SUFFIX).name, *arguments], app.resolve().parent)
+
+
+def run_direct(
+    app: Path,
+    arguments: Sequence[str],
+    note: Note,
+    *,
+    keys: Mapping[str, bytes],
+    log_level: str | None,
+) -> int:
+    """Run ``APP.manifest`` with ``gramine-direct``, without protection; return its exit code.
+
+    The manifest that Gramine gets holds the keys, so it lies in memory where only this user reads
+    it, and is gone when the program ends.
+
+    Args:
+        app: path without suffix.
+        arguments: for the program.
+        note: tells what protects the program, and what Gramine does otherwise.
+        keys: wrap keys (16 bytes) by name.
+        log_level: in place of ``loader.log_level``.
+
+    Raises:
+        InputError: it was not built.
+        PlatformError: no Gramine.
+        ManifestError: Gramine cannot run it.
+    """
+    installation = Installation.here()
+    path, base = beside(app, ".manifest"), app.resolve().parent
+    try:
+        text = ManifestText(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path}: does not exist; APP is the name that stands before .manifest",
+            hint=f"cloister build {app.name}.manifest.template",
+        ) from error
+    note(f"{installation.title}, {DIRECT_PROTECTS}")
+    converted = for_direct(text, installation.runtime(), host_of(base), keys)
+    if log_level is not None:
+        converted.document["loader"]["log_level"] = log_level
+    settings = Settings(libpal=b"", now=datetime.datetime.now(datetime.timezone.utc))
+    data, notes = with_hashes(translated(converted), base, settings, FileTree())
+    for line in (*converted.notes, *notes):
+        note(line)
+    program = installation.require("gramine-direct")
+    where = _MEMORY if os.access(_MEMORY, os.W_OK | os.X_OK) else None
+    with tempfile.TemporaryDirectory(prefix="cloister-", dir=where) as directory:
+        gramine_app = Path(directory) / app.name
+        manifest = beside(gramine_app, ".manifest")
+        manifest.touch(mode=0o600)
+        manifest.write_bytes(data)
+        return _start([program, str(gramine_app), *arguments], base)
+
+
+def _start(command: Sequence[str], base: Path) -> int:
+    """Start Gramine where relative URIs start, translate what it says, and return the exit code."""
+    translator = Translator(_to_standard_error)
+    try:
+        process = subprocess.Popen(command, cwd=base, stderr=subprocess.PIPE)
+    except OSError as error:
+        raise PlatformError(f"{command[0]} does not start: {error.strerror}") from error
+    with process, forwarded_signals(process.send_signal):
+        stderr = cast(IO[bytes], process.stderr).fileno()
+        while data := os.read(stderr, 65536):
+            translator.feed(data)
+        translator.finish()
+        code = process.wait()
+    if translator.failed_to_start and code != 0:
+        return 1
+    return 128 - code if code < 0 else code
+
+
+def _to_standard_error(data: bytes) -> None:
+    sys.stderr.buffer.write(data)
+    sys.stderr.buffer.flush()

@@ -1,0 +1,422 @@
+"""Programs under Gramine: translation, build, run, messages; with a stand-in for its programs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli
+
+from cloister.cli.main import run
+from cloister.doctor import _gramine
+from cloister.errors import CloisterError, InputError, ManifestError
+from cloister.manifest.parse import ManifestText
+from cloister.platforms.gramine import installation, messages
+from cloister.platforms.gramine import run as running
+from cloister.platforms.gramine.translation import Host, Runtime, for_direct, for_sgx
+from cloister.sgx.sigstruct import Sigstruct
+from gramine_standin import install
+from signing import SIGNING
+
+KEY = bytes(range(16))
+CAT = os.path.realpath(shutil.which("cat") or "/bin/cat")
+RUNTIME = Runtime("/g/libsysdb.so", "ab" * 32, "/g/runtime/glibc", "/home/u/runtime/glibc")
+HOST = Host(lambda path: False, lambda path: True)
+SECRET = """
+loader.env.SECRET_PROVISION_CONSTRUCTOR = "1"
+loader.env.SECRET_PROVISION_SET_KEY = "default"
+loader.env.SECRET_PROVISION_CA_CHAIN_PATH = "/ca.crt"
+"""
+ENCRYPTED = '{ path = "/data", uri = "file:encrypted", type = "encrypted" }'
+
+
+def text(more: str = "", mounts: str = ENCRYPTED) -> ManifestText:
+    return ManifestText(f'libos.entrypoint = "/p"\nfs.mounts = [{mounts}]\n{more}', "m")
+
+
+def sgx(*arguments: str, runtime: Runtime = RUNTIME, host: Host = HOST) -> dict[str, Any]:
+    return for_sgx(text(*arguments), runtime, host).document
+
+
+# --- translation ---------------------------------------------------------------------------------
+
+
+def test_gramine_gets_its_own_c_library_first() -> None:
+    document = sgx("", '{ path = "/lib/x86_64-linux-gnu", uri = "file:/lib/x86_64-linux-gnu" }')
+    assert document["fs"]["mounts"][0] == {"path": "/lib", "uri": "file:/g/runtime/glibc"}
+    assert document["sgx"]["trusted_files"] == ["file:/g/runtime/glibc/"]
+    assert document["loader"]["entrypoint"] == {"uri": "file:/g/libsysdb.so", "sha256": "ab" * 32}
+    assert document["loader"]["env"]["LD_LIBRARY_PATH"].startswith("/lib:/lib/x86_64-linux-gnu")
+
+
+def test_a_program_with_a_lib_of_its_own_keeps_it() -> None:
+    document = sgx("", '{ path = "/lib", uri = "file:/lib" }')
+    assert document["fs"]["mounts"][0] == {"path": "/gramine", "uri": "file:/g/runtime/glibc"}
+    assert document["loader"]["env"]["LD_LIBRARY_PATH"].split(":")[0] == "/gramine"
+    assert "/lib" in document["loader"]["env"]["LD_LIBRARY_PATH"].split(":")
+
+
+def test_the_directory_of_our_templates_becomes_gramines() -> None:
+    ours = RUNTIME.stand_in
+    document = sgx(
+        f'sgx.trusted_files = ["file:{ours}/", "file:x"]', f'{{ path = "/c", uri = "file:{ours}" }}'
+    )
+    assert document["fs"]["mounts"] == [{"path": "/c", "uri": "file:/g/runtime/glibc"}]
+    assert document["sgx"]["trusted_files"] == ["file:/g/runtime/glibc/", "file:x"]
+    assert document["loader"]["env"]["LD_LIBRARY_PATH"].startswith("/c")
+
+
+def test_its_own_search_path_and_preloads_stay_behind_gramines() -> None:
+    more = 'loader.env.LD_LIBRARY_PATH = "/x"\nloader.env.LD_PRELOAD = "/y.so"\n'
+    environment = sgx(SECRET + more)["loader"]["env"]
+    assert environment["LD_LIBRARY_PATH"].split(":")[:2] == ["/lib", "/x"]
+    assert environment["LD_PRELOAD"] == "libsecret_prov_attest.so:/y.so"
+    assert environment["SECRET_PROVISION_SET_KEY"] == "default"
+
+
+def test_names_are_looked_up_by_the_hosts_files_only_where_a_name_is_asked() -> None:
+    by_name = sgx(SECRET + 'loader.env.SECRET_PROVISION_SERVERS = "keys.example.org:4433"\n')
+    assert by_name["sgx"]["allowed_files"] == ["file:/etc/hosts", "file:/etc/nsswitch.conf"]
+    assert by_name["sys"]["enable_extra_runtime_domain_names_conf"] is True
+    by_number = sgx(SECRET + 'loader.env.SECRET_PROVISION_SERVERS = "10.0.0.1:4433"\n')
+    assert "allowed_files" not in by_number["sgx"]
+    assert "/etc/hosts" not in [mount["path"] for mount in by_number["fs"]["mounts"]]
+
+
+def test_what_is_trusted_is_not_made_allowed() -> None:
+    document = sgx(SECRET + 'sgx.trusted_files = ["file:/etc/hosts"]\n')
+    assert document["sgx"]["allowed_files"] == ["file:/etc/nsswitch.conf"]
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ('cloister.keys = [{ name = "a", servers = "s:1", ca = "/c" }]', "one key server"),
+        ("loader.env.LD_LIBRARY_PATH = { passthrough = true }", "host would choose"),
+    ],
+)
+def test_what_gramine_cannot_do_is_refused(more: str, expected: str) -> None:
+    with pytest.raises(ManifestError, match=expected):
+        sgx(more)
+
+
+def test_a_gramine_without_provisioning_library_is_refused_only_where_it_is_needed() -> None:
+    lacking = Runtime("/g/l", "ab" * 32, "/g/r", "/u/r", can_provision=False)
+    with pytest.raises(InputError, match=r"libsecret_prov_attest\.so: missing"):
+        sgx(SECRET, runtime=lacking)
+    assert sgx("", runtime=lacking)
+
+
+def test_direct_asks_no_key_server() -> None:
+    more = SECRET + 'loader.env.LD_PRELOAD = "libsecret_prov_attest.so"\n'
+    converted = for_direct(text(more), RUNTIME, HOST, {"default": KEY})
+    environment = converted.document["loader"]["env"]
+    assert set(environment) == {"LD_LIBRARY_PATH"}
+    assert converted.document["fs"]["insecure__keys"] == {"default": KEY.hex()}
+    assert converted.notes == []
+
+
+def test_direct_says_which_key_is_missing() -> None:
+    (note,) = for_direct(text(), RUNTIME, HOST, {}).notes
+    assert "key default is not set" in note
+
+
+def test_direct_refuses_sealing_keys_and_keys_of_nothing() -> None:
+    mount = '{ path = "/d", uri = "file:d", type = "encrypted", key_name = "_sgx_mrenclave" }'
+    with pytest.raises(ManifestError, match="sealing keys"):
+        for_direct(text(mounts=mount), RUNTIME, HOST, {})
+    with pytest.raises(InputError, match="no encrypted mount uses it"):
+        for_direct(text(), RUNTIME, HOST, {"other": KEY})
+
+
+# --- build and run -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stand-in, first in PATH."""
+    directory = install(tmp_path / "gramine")
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    return directory
+
+
+@pytest.fixture
+def with_sgx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tmp_path / "sgx_enclave"
+    device.touch()
+    for module in (installation, running):
+        monkeypatch.setattr(module, "DEVICE", device)
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program with an encrypted file and a key server's certificate."""
+    directory = tmp_path / "app"
+    (directory / "plain").mkdir(parents=True)
+    (directory / "plain" / "x").write_text("secret content")
+    (directory / "key").write_bytes(KEY)
+    (directory / "ca.crt").write_text("certificate")
+    monkeypatch.chdir(directory)
+    assert run(["encrypt", "-k", "key", "plain", "encrypted"]) == 0
+    (directory / "app.manifest.template").write_text(
+        f'libos.entrypoint = "{CAT}"\nloader.argv = ["cat", "/data/x"]\n'
+        f'fs.mounts = [{ENCRYPTED}, {{ path = "{CAT}", uri = "file:{CAT}" }},\n'
+        '{ path = "/ca.crt", uri = "file:ca.crt" }, { path = "/tmp", type = "tmpfs" }]\n'
+        f'sgx.trusted_files = ["file:{CAT}", "file:ca.crt"]\nsgx.remote_attestation = "dcap"\n'
+        f"{SECRET}"
+    )
+    return directory / "app"
+
+
+BUILD = ["build", "app.manifest.template", "--key", str(SIGNING / "key.pem")]
+
+
+def test_build_signs_for_gramine_where_there_is_sgx(
+    programs: Path, with_sgx: None, app: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*BUILD, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    signed = Sigstruct.unpack(Path("app.gramine.sig").read_bytes())
+    assert told["gramine"]["mrenclave"] == signed.mr_enclave.hex() != told["mrenclave"]
+    assert told["gramine"]["measured_by_gramine"] == told["gramine"]["mrenclave"]
+    assert told["gramine"]["mrsigner"] == told["mrsigner"]
+    document = tomli.loads(Path("app.gramine.manifest.sgx").read_text())
+    assert all("sha256" in file for file in document["sgx"]["trusted_files"])
+    assert (
+        Path("app.gramine.manifest").read_bytes() == Path("app.gramine.manifest.sgx").read_bytes()
+    )
+
+
+def test_one_policy_accepts_the_program_on_each_platform(programs: Path, app: Path) -> None:
+    assert run([*BUILD, "--platform", "gramine", "--policy", "p.toml"]) == 0
+    signed = [Path(name).read_bytes() for name in ("app.sig", "app.gramine.sig")]
+    measured = [Sigstruct.unpack(data).mr_enclave.hex() for data in signed]
+    assert tomli.loads(Path("p.toml").read_text())["mrenclave"] == measured
+
+
+def test_build_elsewhere_only_when_asked(
+    programs: Path, app: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(BUILD) == 0
+    assert not Path("app.gramine.sig").exists()
+    assert run([*BUILD, "--platform", "gramine"]) == 0
+    assert "the same by gramine-sgx-sign: " in capsys.readouterr().out
+
+
+def test_a_signer_that_measures_otherwise_stops_the_build(
+    programs: Path, app: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STANDIN_SIGNER", "other")
+    assert run([*BUILD, "--platform", "gramine"]) == 3
+    assert "gramine-sgx-sign measures" in capsys.readouterr().err
+    assert not Path("app.gramine.manifest.sgx").exists()
+
+
+def test_run_starts_the_enclave_and_says_what_protects_it(
+    programs: Path,
+    with_sgx: None,
+    app: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert run(BUILD) == 0
+    capfd.readouterr()
+    monkeypatch.setenv("STANDIN_RELEASES", KEY.hex())
+    monkeypatch.setenv("STANDIN_EXIT", "7")
+    assert run(["run", "--require-hardware", "app"]) == 7
+    out, err = capfd.readouterr()
+    assert json.loads(out)["opened"] == {"encrypted/x": "secret content"}
+    assert json.loads(out)["argv"] == ["cat", "/data/x"]
+    assert "encrypted against everybody on this machine" in err
+    assert "Gramine 1.9" in err
+    assert "is starting" not in err
+
+
+def test_no_key_server_is_said_in_our_words(
+    programs: Path, with_sgx: None, app: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(BUILD) == 0
+    capfd.readouterr()
+    assert run(["run", "app"]) == 1
+    err = capfd.readouterr().err
+    assert "cloister: no key server of SECRET_PROVISION_SERVERS answers" in err
+    assert "hint: start it with `cloister serve`" in err
+
+
+def test_run_without_a_build_for_gramine_does_not_fall_back(
+    programs: Path, app: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    assert run(BUILD) == 0
+    device = tmp_path / "dev"
+    device.touch()
+    for module in (installation, running):
+        monkeypatch.setattr(module, "DEVICE", device)
+    assert run(["run", "app"]) == 2
+    assert "cloister build --platform gramine" in capfd.readouterr().err
+
+
+def test_direct_opens_our_files_with_the_key_and_says_what_it_lacks(
+    programs: Path, app: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(BUILD) == 0
+    capfd.readouterr()
+    command = ["run", "--platform", "gramine-direct", "--insecure-key", "default=key", "app", "z"]
+    assert run(command) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["opened"] == {"encrypted/x": "secret content"}
+    assert "NOT PROTECTED" in err
+    assert "cloister: command-line arguments are dropped, loader.argv stands: z" in err
+    assert KEY.hex() not in "".join(p.read_text() for p in Path().glob("app.*manifest"))
+
+
+def test_direct_without_key_says_so(
+    programs: Path, app: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(BUILD) == 0
+    assert run(["run", "--platform", "gramine-direct", "app"]) == 0
+    assert "key default is not set" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["--platform", "gramine-direct", "--require-hardware"], 1, "gramine-direct is none"),
+        (["--platform", "simulated", "--require-hardware"], 1, "simulated is none"),
+        (["--platform", "simulated", "--insecure-key", "default=key"], 2, "key server releases"),
+        (["--platform", "gramine-direct", "--insecure-key", "key"], 2, "expected NAME=FILE"),
+        (["--platform", "gramine"], 1, "starts no SGX enclaves"),
+        (["--platform", "gramine", "--log-level", "all"], 2, "leave --log-level out"),
+        (["--platform", "sgx"], 2, "there are: gramine, tdx, simulated, gramine-direct"),
+    ],
+)
+def test_refused(
+    programs: Path, app: Path, capfd: pytest.CaptureFixture[str],
+    arguments: list[str], code: int, expected: str,
+) -> None:  # fmt: skip
+    assert run(BUILD) == 0
+    assert run(["run", *arguments, "app"]) == code
+    assert expected in capfd.readouterr().err
+
+
+def test_a_file_changed_after_the_build_is_told(
+    programs: Path,
+    with_sgx: None,
+    app: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert run(BUILD) == 0
+    Path("ca.crt").write_text("another")
+    monkeypatch.setenv("STANDIN_RELEASES", KEY.hex())
+    assert run(["run", "app"]) == 1
+    assert "cloister: tampered: trusted file ca.crt" in capfd.readouterr().err
+
+
+def test_a_signal_reaches_the_program(programs: Path, app: Path, tmp_path: Path) -> None:
+    assert run(BUILD) == 0
+    started = tmp_path / "started"
+    (programs / "gramine-direct").write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && echo "Gramine 1.9 (x)" && exit\n'
+        f'trap "exit 9" TERM\ntouch {started}\nwhile :; do sleep 0.05; done\n'
+        f"# {programs.parent}/lib/x86_64-linux-gnu/gramine/direct\n"
+    )
+    command = [sys.executable, "-m", "cloister", "run", "--platform", "gramine-direct", "app"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while not started.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 9
+
+
+# --- messages ------------------------------------------------------------------------------------
+
+
+def translated(*pieces: bytes) -> bytes:
+    out = io.BytesIO()
+    translator = messages.Translator(lambda data: (out.write(data), None)[1])
+    for piece in pieces:
+        translator.feed(piece)
+    translator.finish()
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "[P1:T1:python3] warning: Disallowing access to file 'x.py'; file is not allowed.",
+            "denied: file x.py",
+        ),
+        (
+            "[P1:T1:app] error: Disallowing write/append to a trusted file 'x'",
+            "writing trusted file x",
+        ),
+        (
+            'error: Mounting "file:X" (chroot) under /p failed: No such file or directory (ENOENT)',
+            "mount of X at /p failed: No such file or directory (ENOENT)",
+        ),
+        ("error: PAL failed at parsing the manifest: INVAL", "does not read the manifest: INVAL"),
+        (
+            "Cannot connect to AESM service (tried sgx_aesm_socket_base and "
+            "/var/run/aesmd/aesm.socket UNIX sockets).",
+            "quoting service aesmd does not answer",
+        ),
+        (
+            "[P1:T1:] (libos_init.c:1:f) error: libos_init() failed in init_exec_handle: "
+            "Permission denied (EACCES)",
+            "not trusted, or not executable",
+        ),
+    ],
+)
+def test_lines_of_gramine(line: str, expected: str) -> None:
+    told = translated(line.encode() + b"\n").decode()
+    assert told.startswith("cloister: ")
+    assert expected in told
+
+
+def test_everything_else_passes_through_as_it_is() -> None:
+    for data in (b"plain\n", b"\xff\x00binary", b"[not gramine\n", b"error: of the program\n"):
+        assert translated(data) == data
+    whole = b"Password: "
+    out: list[bytes] = []
+    messages.Translator(out.append).feed(whole)
+    assert b"".join(out) == whole, "a prompt is shown before its line ends"
+
+
+def test_a_line_may_come_in_pieces() -> None:
+    line = b"[P1:T1:x] warning: Disallowing access to file 'f'; file is not allowed.\n"
+    pieces = [line[i : i + 1] for i in range(len(line))]
+    assert translated(*pieces) == translated(line)
+    assert translated(line, line) == translated(line), "told once"
+
+
+# --- this machine --------------------------------------------------------------------------------
+
+
+def test_doctor_finds_gramine(programs: Path, tmp_path: Path) -> None:
+    found = _gramine()
+    assert found.state.value == "ok"
+    assert "Gramine 1.9" in found.meaning
+    (programs / "gramine-sgx-sign").unlink()
+    assert "without gramine-sgx-sign" in _gramine().meaning
+
+
+@pytest.mark.parametrize("version", ["1.5", "1.10", "2.0"])
+def test_other_versions_are_refused(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = install(tmp_path / "other", version=version)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    with pytest.raises(CloisterError, match=r"expected 1\.6 to 1\.9"):
+        _ = installation.Installation.here().title
