@@ -146,6 +146,32 @@ def test_a_report_as_json(
     assert json.loads(printed), printed
 
 
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        ("decrypt", ["plain.pf", "out"]),
+        ("verify", ["plain.pf"]),
+        ("rekey", ["--new-key", "other-key", "plain.pf"]),
+    ],
+)
+def test_a_failure_is_in_the_report_too(
+    command: str,
+    more: list[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "third-key").write_bytes(b"3" * 16)
+    capsys.readouterr()
+    assert run([command, "--json", "-k", "third-key", *more]) == 3
+    printed = capsys.readouterr()
+    (shown,) = json.loads(printed.out)
+    reason = shown["reason" if command == "verify" else "error"]
+    assert "another key" in reason
+    assert reason in printed.err
+
+
 def record_a_decision() -> None:
     AuditLog(open_database("audit.db"), None).append(
         [
