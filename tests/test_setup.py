@@ -128,6 +128,14 @@ def test_test_checks_and_then_tests(venv: Path) -> None:
     assert tests.startswith("python -m pytest -n 2 -m not long")
 
 
+def test_docs_writes_the_reference_and_builds_strictly(venv: Path) -> None:
+    done = make("docs", f"VENV={venv}")
+    assert done.returncode == 0, done.stderr
+    *_, reference, site = calls(venv)
+    assert reference == "python docs/reference.py"
+    assert site == "python -m mkdocs build --strict --quiet"
+
+
 def test_nothing_is_installed_twice(venv: Path) -> None:
     make("test", f"VENV={venv}")
     calls(venv)

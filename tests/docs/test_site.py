@@ -46,6 +46,8 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     for page in DOCS.glob("*.md"):
         built = tmp_path / "site" / ("" if page.stem == "index" else page.stem) / "index.html"
         assert "<h1" in built.read_text(encoding="utf-8"), page
+    figures = (tmp_path / "site" / "benchmarks" / "index.html").read_text(encoding="utf-8")
+    assert "<code>import-torch</code>" in figures
 
 
 def test_a_broken_link_would_be_found(tmp_path: Path) -> None:
