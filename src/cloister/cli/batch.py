@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cloister.cli.progress import on_terminal, printable, progress
+from cloister.cli.progress import on_terminal, progress
 from cloister.errors import CloisterError
+from cloister.text import printable
 
 if TYPE_CHECKING:
     from cloister.encrypted.bulk import Advance

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from cloister.cli.batch import ANY, report
-from cloister.cli.progress import printable
 from cloister.errors import CloisterError
+from cloister.text import printable
 
 
 @click.command()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from cloister import __version__
-from cloister.cli.progress import printable
 from cloister.errors import CloisterError
+from cloister.text import printable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -56,6 +56,7 @@ COMMANDS: dict[str, Entry] = {
     "audit": Entry("cloister.cli.audit:audit", "Read and verify a key server's audit log."),
     "serve": Entry("cloister.cli.serve:serve", "Release a key to the enclave you expect."),
     "run": Entry("cloister.cli.run:run", "Run a program in its enclave."),
+    "report": Entry("cloister.cli.report:report", "Make a page of a recorded run."),
     "doctor": Entry("cloister.cli.doctor:doctor", "Tell whether programs can run here."),
     "completion": Entry(
         "cloister.cli.completion:completion", "Complete commands in your shell with Tab."

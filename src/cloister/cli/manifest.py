@@ -166,14 +166,14 @@ def read(file: Path) -> str:
         raise InputError(f"{shown(file)}: not UTF-8 text") from error
 
 
-def write(file: Path, text: str) -> None:
+def write(file: Path, text: str, *, mode: int = 0o644) -> None:
     """Write a text file whole or not at all; ``-`` is standard output."""
     from cloister.files import write_atomically
 
     if str(file) == "-":
         click.echo(text, nl=False)
     else:
-        write_atomically(file, text.encode())
+        write_atomically(file, text.encode(), mode=mode)
 
 
 def shown(file: Path) -> str:

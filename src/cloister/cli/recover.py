@@ -18,7 +18,7 @@ from cloister.cli.batch import (
     report,
     work_through,
 )
-from cloister.cli.progress import printable
+from cloister.text import printable
 
 if TYPE_CHECKING:
     from cloister.encrypted.bulk import Advance

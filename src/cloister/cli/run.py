@@ -54,6 +54,13 @@ if TYPE_CHECKING:
     "also of what is granted.",
 )
 @click.option(
+    "--record",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write what happened to FILE, of which `cloister report` makes a page: names, "
+    "measurements, numbers and times; no content, no keys. Only you can read it.",
+)
+@click.option(
     "--shell", is_flag=True, help="Direct mode: start a shell there instead, to look around."
 )
 @click.pass_context
@@ -66,6 +73,7 @@ def run(
     require_hardware: bool,
     libpal: Path | None,
     log_level: str | None,
+    record: Path | None,
     shell: bool,
     insecure_keys: tuple[str, ...],
 ) -> int:
@@ -81,7 +89,9 @@ def run(
     """
     debug = bool(ctx.find_root().params.get("debug"))
     if mode == "direct":
-        return run_direct(app, arguments, debug=debug, shell=shell, log_level=log_level)
+        return run_direct(
+            app, arguments, debug=debug, shell=shell, log_level=log_level, record=record
+        )
     if shell:
         from cloister.errors import InputError
 
@@ -98,6 +108,7 @@ def run(
         debug=debug,
         log_level=log_level,
         insecure_keys=insecure_keys,
+        record=record,
     )
 
 
@@ -109,6 +120,7 @@ def run_direct(
     shell: bool = False,
     drop_arguments: bool = False,
     log_level: str | None = None,
+    record: Path | None = None,
 ) -> int:
     """Run ``APP.manifest`` in direct mode and return the program's exit code.
 
@@ -119,16 +131,18 @@ def run_direct(
         shell: start a shell instead, with these arguments.
         drop_arguments: drop those that the manifest overrides, as Graphene does, with a message.
         log_level: in place of ``loader.log_level``.
+        record: file for a record of the run.
 
     Raises:
         CloisterError: the run did not come to the program's start.
     """
     import os
 
+    from cloister.cli.recording import now, of_direct, recorded
     from cloister.runtime.launch import run as launch
     from cloister.runtime.load import direct_program
 
-    journal = _journal()
+    begun, journal = now(), _journal()
     program = direct_program(app, arguments, os.environ, debug=debug)
     program.log_level = log_level
     if drop_arguments:
@@ -137,7 +151,9 @@ def run_direct(
         from cloister.runtime.shell import with_shell
 
         program = with_shell(program, arguments)
-    return launch(program, None, journal)
+
+    with recorded(journal, record, lambda: of_direct(app, program.manifest, begun)):
+        return launch(program, None, journal)
 
 
 def run_enclave(
@@ -151,6 +167,7 @@ def run_enclave(
     drop_arguments: bool = False,
     log_level: str | None = None,
     insecure_keys: Sequence[str] = (),
+    record: Path | None = None,
 ) -> int:
     """Run a signed application in its enclave and return the program's exit code.
 
@@ -164,21 +181,27 @@ def run_enclave(
         drop_arguments: drop those that the manifest overrides, as Graphene does, with a message.
         log_level: in place of ``loader.log_level``.
         insecure_keys: NAME=FILE, for ``gramine-direct``.
+        record: file for a record of the run.
 
     Raises:
         CloisterError: the run did not come to the program's start.
     """
     import os
 
+    from cloister.cli.recording import enclave_started, now, of_enclave, recorded
     from cloister.platforms.base import UNDER_GRAMINE, choose_name, choose_platform
     from cloister.runtime.launch import run as launch
     from cloister.runtime.load import enclave_program
 
     chosen = choose_name(platform_name, require_hardware=require_hardware)
     _require_direct(chosen, insecure_keys)
-    journal = _journal()
+    begun, journal = now(), _journal()
     if chosen in UNDER_GRAMINE:
-        options = {"--libpal": libpal, "--log-level": log_level if chosen == "gramine" else None}
+        options = {
+            "--libpal": libpal,
+            "--record": record,
+            "--log-level": log_level if chosen == "gramine" else None,
+        }
         _refuse_for_gramine(chosen, options)
         return _run_under_gramine(chosen, app, arguments, journal, insecure_keys, log_level)
     platform = choose_platform(chosen)
@@ -195,9 +218,12 @@ def run_enclave(
             )
         else:
             journal.note(f"enclave {enclave.mrenclave.hex()} on {platform.description}")
+        if journal.recorder is not None:
+            enclave_started(journal.recorder, enclave, app, signed.signed, libpal)
         return enclave
 
-    return launch(signed.program, start, journal)
+    with recorded(journal, record, lambda: of_enclave(app, signed.signed, platform, begun)):
+        return launch(signed.program, start, journal)
 
 
 def _require_direct(platform: str, insecure_keys: Sequence[str]) -> None:

@@ -153,6 +153,7 @@ class Provisioned:
 
     Attributes:
         server: the server that released it.
+        certificate: the one by which it was believed, in DER.
         secret: exactly the bytes that it sent.
         key_name: the wrap key to set, or None.
         key: the wrap key's 16 bytes, or None.
@@ -160,6 +161,7 @@ class Provisioned:
     """
 
     server: ServerAddress
+    certificate: bytes
     secret: bytearray = dataclasses.field(repr=False)
     key_name: str | None
     key: bytearray | None = dataclasses.field(repr=False)
@@ -273,13 +275,14 @@ def _fetch_from(
             hint="is the key server running there, and does a firewall let us through?",
         ) from error
     with raw:
-        secret = _exchange(raw, context, server, deadline)
-    return _interpret(server, secret, request)
+        certificate, secret = _exchange(raw, context, server, deadline)
+    return _interpret(server, certificate, secret, request)
 
 
 def _exchange(
     raw: socket.socket, context: ssl.SSLContext, server: ServerAddress, deadline: Deadline
-) -> bytearray:
+) -> tuple[bytes, bytearray]:
+    """Return the server's certificate and the secret."""
     try:
         raw.settimeout(deadline.remaining())
         with context.wrap_socket(raw, server_hostname=server.host) as tls:
@@ -287,8 +290,9 @@ def _exchange(
             tls.sendall(protocol.REQUEST)
             head = _read_exactly(tls, protocol.RESPONSE_HEAD_SIZE, deadline)
             secret = _read_exactly(tls, protocol.decode_head(bytes(head)), deadline)
+            certificate = tls.getpeercert(binary_form=True)
             _say_goodbye(tls)
-            return secret
+            return certificate or b"", secret
     except ssl.SSLCertVerificationError as error:
         raise ProvisioningError(
             f"its certificate is not believed ({error.verify_message})",
@@ -340,15 +344,17 @@ def _say_goodbye(tls: ssl.SSLSocket) -> None:
 
 
 def _interpret(
-    server: ServerAddress, secret: bytearray, request: ProvisioningRequest
+    server: ServerAddress, certificate: bytes, secret: bytearray, request: ProvisioningRequest
 ) -> Provisioned:
     if request.key_name is None:
-        return Provisioned(server, secret, None, None, {SECRET_STRING: _as_string(secret)})
+        return Provisioned(
+            server, certificate, secret, None, None, {SECRET_STRING: _as_string(secret)}
+        )
     key = _as_key(secret, accepts_hex=request.accepts_hex)
     # Graphene's programs get the key in the variable besides; Gramine's do not.
     is_text = request.accepts_hex and len(secret) != WRAP_KEY_SIZE
     variables = {SECRET_STRING: _as_string(secret)} if is_text else {}
-    return Provisioned(server, secret, request.key_name, key, variables)
+    return Provisioned(server, certificate, secret, request.key_name, key, variables)
 
 
 def _as_key(secret: bytearray, *, accepts_hex: bool) -> bytearray:

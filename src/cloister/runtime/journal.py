@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from cloister.errors import InputError
 from cloister.runtime.encrypted import RejectedError
 from cloister.runtime.policy import DeniedError, Intent
 from cloister.runtime.trusted import TamperedFileError
+from cloister.text import printable
+
+if TYPE_CHECKING:
+    from cloister.provision.client import Provisioned
+    from cloister.runtime.recorder import Recorder
 
 
 class Level(IntEnum):
@@ -32,6 +37,9 @@ class Journal:
 
     Args:
         write: prints one line, without its newline.
+
+    Attributes:
+        recorder: collects what happens for a record of the run, whatever is printed of it.
     """
 
     def __init__(self, write: Callable[[str], None]) -> None:
@@ -41,6 +49,7 @@ class Journal:
         self._told: set[tuple[str, type[OSError], str]] = set()
         self._granted: set[tuple[str, Intent]] = set()
         self._let_through: dict[str, set[Intent]] = {}
+        self.recorder: Recorder | None = None
 
     def set_level(self, level: Level) -> None:
         """Tell this much from now on."""
@@ -59,7 +68,7 @@ class Journal:
 
     def _write(self, line: str) -> None:
         """Print a line; names chosen by a program or the host cannot forge another one."""
-        clean = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        clean = printable(line)
         if self._file is None:
             self._print(clean)
         else:
@@ -74,6 +83,8 @@ class Journal:
     def denied(self, path: str, intent: Intent, error: OSError) -> None:
         """Tell of a denial, once for each file and reason."""
         kind, reason, mend = _describe(error)
+        if self.recorder is not None:
+            self.recorder.denied(kind, intent.value, path, reason, mend)
         key = (path, type(error), reason)
         if key in self._told or self._level < Level.ERROR:
             return
@@ -84,8 +95,17 @@ class Journal:
 
     def limit(self, reached: str) -> None:
         """Tell of a limit that the program reached."""
+        if self.recorder is not None:
+            self.recorder.limit(reached)
         if self._level >= Level.ERROR:
             self._write(f"cloister: limit: {reached}")
+
+    def released(self, provisioned: Provisioned) -> None:
+        """Tell who released a secret."""
+        if self.recorder is not None:
+            self.recorder.released(provisioned)
+        what = "secret" if provisioned.key_name is None else f"key {provisioned.key_name}"
+        self.note(f"{what} released by {provisioned.server}")
 
     @property
     def tells_of_grants(self) -> bool:

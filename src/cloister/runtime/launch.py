@@ -131,6 +131,7 @@ class _Run:
             journal.note,
             remote_attestation=self._manifest.sgx.remote_attestation != "none",
         )
+        self._quote = attestation.mounted.get(b"quote")
         self._tree = build_tree(self._manifest, self._scene, keys, program.base, attestation)
 
     def through(self, sandbox: Sandbox, alertness: Alertness) -> int:
@@ -157,12 +158,21 @@ class _Run:
         gc.freeze()
         with forwarded_signals(sandbox.forward):
             sandbox.start(plan)
-            view = View(self._tree.root, reads)
+            view = self._view(reads)
             Server(sandbox.fuse, view, self._crashed, on_request=alertness.beat).serve()
             code = sandbox.result(self._journal.limit)
+        if self._journal.recorder is not None:
+            self._journal.recorder.ended(code, sandbox.memory)
         if record is not None and reads is not None:
             record.learn(reads)
         return code
+
+    def _view(self, reads: Reads | None) -> View:
+        """Return what serves the tree; it counts only where the run is recorded."""
+        recorder = self._journal.recorder
+        if recorder is None:
+            return View(self._tree.root, reads)
+        return recorder.view(self._tree.root, reads, self._quote)
 
     def _provision(self, settings: dict[str, str]) -> dict[str, str]:
         """Fetch the secrets that the manifest asks for; return variables for the program."""
@@ -202,8 +212,7 @@ class _Run:
                 self._keys.set(provisioned.key_name, provisioned.key)
         finally:
             provisioned.wipe()
-        what = f"key {request.key_name}" if request.key_name else "secret"
-        self._journal.note(f"{what} released by {provisioned.server}")
+        self._journal.released(provisioned)
         return provisioned.environment
 
     def _inside(self, path: str) -> str:

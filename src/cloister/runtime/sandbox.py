@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from cloister.errors import ProgramStartError, SandboxError
 from cloister.runtime import linux
@@ -38,10 +38,24 @@ from cloister.runtime.tree import ABSENT_FILE, EMPTY_DIRECTORY, HIDDEN, KernelMo
 _STAGING = "/tmp"  # noqa: S108  (covered by a mount that only the new namespace sees)
 _CREDENTIALS = struct.Struct("=iII")  # pid uid gid
 _STATUS = struct.Struct("=cI")  # kind, value
-_EXITED, _NOT_STARTED, _TOLD = b"x", b"e", b"t"
+_EXITED, _NOT_STARTED, _TOLD, _MEMORY = b"x", b"e", b"t", b"m"
 _LENGTH = struct.Struct("=I")
 _PREPARING = "preparing the sandbox"
 _LAST_STANDARD_STREAM = 2
+
+
+class MemoryUse(NamedTuple):
+    """What a tmpfs mount holds.
+
+    Attributes:
+        path: where the program sees it.
+        files: files and directories in it.
+        size: bytes.
+    """
+
+    path: str
+    files: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,9 @@ class Sandbox:
     Args:
         uid, gid: numbers that the program sees as its own.
 
+    Attributes:
+        memory: what the tmpfs mounts held when the program ended.
+
     Raises:
         SandboxError: the kernel does not permit what is needed; says what to enable.
     """
@@ -86,6 +103,7 @@ class Sandbox:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._program: int | None = None
+        self.memory: list[MemoryUse] = []
         helper = fork_into(lambda: _enter_namespaces(self._control, theirs, uid, gid))
         theirs.close()
         try:
@@ -161,8 +179,12 @@ class Sandbox:
         try:
             self._learn_program()
             kind, value = _STATUS.unpack(self._receive(_STATUS.size))
-            while kind == _TOLD:
-                tell(self._receive(value).decode("ascii"))
+            while kind in (_TOLD, _MEMORY):
+                message = self._receive(value).decode("ascii")
+                if kind == _TOLD:
+                    tell(message)
+                else:
+                    self.memory = [MemoryUse(*use) for use in json.loads(message)]
                 kind, value = _STATUS.unpack(self._receive(_STATUS.size))
             if kind == _NOT_STARTED:
                 message = self._receive(value).decode("utf-8", "replace")
@@ -272,11 +294,20 @@ def _run_as_process_one(control: socket.socket) -> NoReturn:
         code = _reap_until(program, supervisor)
         for text in supervisor.reached.values():
             control.sendall(_STATUS.pack(_TOLD, len(text)) + text.encode("ascii"))
+        held = json.dumps([_memory_use(each.path) for each in plan.mounts if each.kind == "tmpfs"])
+        control.sendall(_STATUS.pack(_MEMORY, len(held)) + held.encode("ascii"))
     except OSError as error:
         control.sendall(b"!")
         _fail(control, f"{_PREPARING}: {error.filename or ''}: {error.strerror}")
     control.sendall(_STATUS.pack(_EXITED, code))
     os._exit(0)
+
+
+def _memory_use(path: str) -> MemoryUse:
+    """Ask a tmpfs mount what it holds; its root directory does not count."""
+    held = os.statvfs(path)
+    size = (held.f_blocks - held.f_bfree) * held.f_frsize
+    return MemoryUse(path, held.f_files - held.f_ffree - 1, size)
 
 
 def _receive_plan(control: socket.socket) -> Plan:
