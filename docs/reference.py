@@ -55,6 +55,9 @@ def errors_page() -> str:
     lines = [
         "# Errors",
         "",
+        "The situations in which people mostly meet them, with the mend, are in",
+        "[When it does not work](troubleshooting.md).",
+        "",
         "Every error is one line that says what happened, to which file or peer, and what was",
         "expected. A second line begins with `hint:` and says what to do. The exit code tells the",
         "kind: 1 the work failed, 2 wrong usage or input, 3 refused by policy or failed",

@@ -372,7 +372,7 @@ PROVOKED: dict[type[CloisterError], Provoked] = {
     e.ReportMacError: Provoked(anothers_report, "REPORT"),
     e.AttestationError: Provoked(judged_by, "no secret in the store"),
     e.MalformedQuoteError: Provoked(
-        lambda s: command("quote", "show", s.write("quote", b"\3\0")), "quote"
+        lambda s: command("quote", "show", s.write("quote.bin", b"\3\0")), "quote.bin"
     ),
     e.UnsupportedQuoteError: Provoked(
         lambda s: s.world.verify(

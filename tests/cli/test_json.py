@@ -28,7 +28,7 @@ from signing import IMAGE, PARAMETERS, signed
 
 OWN = "tested with the command itself"
 WITHOUT = {
-    "demo": "shows a demonstration to people",
+    "demo": f"{OWN}: it runs an example",
     "run": "standard output is the program's",
     "ratls": "leaves files, then becomes another program",
     "manifest render": "its output is the manifest",

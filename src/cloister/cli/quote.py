@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -39,12 +39,7 @@ def show(file: str, as_json: bool) -> None:
     \b
     Example:  cloister quote show quote.bin
     """
-    from cloister.attestation.evidence import epid_dict, quote_dict
-    from cloister.sgx.epid import is_epid, parse_epid_quote
-    from cloister.sgx.quote import parse_quote
-
-    data = _read(file)
-    facts = epid_dict(parse_epid_quote(data)) if is_epid(data) else quote_dict(parse_quote(data))
+    facts = _facts(file)
     if as_json:
         click.echo(json.dumps(facts))
         return
@@ -59,6 +54,20 @@ def show(file: str, as_json: bool) -> None:
         elif name not in ("verified", "simulated"):
             text = ", ".join(value) if isinstance(value, list) else value
             click.echo(f"{name}: {text}")
+
+
+def _facts(file: str) -> dict[str, Any]:
+    from cloister.attestation.evidence import epid_dict, quote_dict
+    from cloister.errors import AttestationError
+    from cloister.sgx.epid import is_epid, parse_epid_quote
+    from cloister.sgx.quote import parse_quote
+
+    data = _read(file)
+    try:
+        return epid_dict(parse_epid_quote(data)) if is_epid(data) else quote_dict(parse_quote(data))
+    except AttestationError as error:
+        where = "standard input" if file == "-" else file
+        raise type(error)(f"{where}: {error.message}", hint=error.hint) from error
 
 
 @quote.command()
