@@ -36,6 +36,7 @@ WITHOUT = {
     "platform export": "its output is JSON",
     "quote collateral": "its output is JSON",
     "completion": "its output is a script",
+    "report": "its output is a page; its input is JSON that can be used instead",
     "init": f"{OWN}: it runs a script first",
     "try": f"{OWN}: it runs a project",
     "attest": f"{OWN}: it needs a server",
