@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -207,17 +208,62 @@ def test_make_alone_lists_the_targets() -> None:
 # The checks' entry
 
 
-def test_checks_call_exactly_make_test(tmp_path: Path) -> None:
+@pytest.fixture
+def machine(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return what runs the checks where only a few commands are, and apt-get's calls are noted."""
+
+    def check(*commands: str, root: bool) -> subprocess.CompletedProcess[str]:
+        for name in ("bash", "dirname"):
+            (tmp_path / name).symlink_to(str(shutil.which(name)))
+        scripts = dict.fromkeys(commands, "true") | {
+            "id": f"echo {0 if root else 1000}",
+            "make": 'echo "make $*; CI=$CI; in $PWD"',
+            "timeout": 'shift; echo "$*" >&3; "$@"',
+        }
+        for name, script in scripts.items():
+            (tmp_path / name).write_text(f"#!{shutil.which('sh')}\n{script}\n")
+            (tmp_path / name).chmod(0o755)
+        done = subprocess.run(
+            ["bash", "-c", f'exec 3>"{tmp_path}/calls"; exec "{ROOT}/.ci/run"'],
+            cwd=tmp_path, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.stdout == f"make test; CI=true; in {ROOT}\n"
+        return done
+
+    return check
+
+
+Machine = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.mark.parametrize(
+    ("commands", "root"),
+    [(("apt-get", "chromium"), True), (("apt-get",), False), ((), True)],
+    ids=["there already", "not root", "no apt-get"],
+)
+def test_checks_call_exactly_make_test(
+    machine: Machine, commands: tuple[str, ...], root: bool, tmp_path: Path
+) -> None:
     """CI=true turns skips without an excuse into failures."""
-    recorder = tmp_path / "make"
-    recorder.write_text('#!/bin/sh\necho "make $*; CI=$CI; in $PWD"\n')
-    recorder.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CI": ""}
-    done = subprocess.run(
-        [ROOT / ".ci" / "run"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.stdout == f"make test; CI=true; in {ROOT}\n"
+    assert machine(*commands, root=root).stderr == ""
+    assert (tmp_path / "calls").read_text() == ""
+
+
+def test_checks_install_a_browser_as_root(machine: Machine, tmp_path: Path) -> None:
+    assert machine("apt-get", root=True).stderr == ""
+    update, install = (tmp_path / "calls").read_text().splitlines()
+    assert update == "apt-get update -qq"
+    assert install == "apt-get install -y -qq --no-install-recommends chromium"
+
+
+def test_checks_go_on_without_a_browser(machine: Machine, tmp_path: Path) -> None:
+    apt = tmp_path / "apt-get"
+    apt.write_text(f"#!{shutil.which('sh')}\necho other; echo no network; exit 1\n")
+    apt.chmod(0o755)
+    assert (
+        machine(root=True).stderr
+        == "chromium is not installed, its tests are skipped: no network\n"
+    )
 
 
 @pytest.mark.long

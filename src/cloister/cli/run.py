@@ -189,6 +189,7 @@ def run_enclave(
     import os
 
     from cloister.cli.recording import enclave_started, now, of_enclave, recorded
+    from cloister.errors import InputError
     from cloister.platforms.base import UNDER_GRAMINE, choose_name, choose_platform
     from cloister.runtime.launch import run as launch
     from cloister.runtime.load import enclave_program
@@ -199,10 +200,14 @@ def run_enclave(
     if chosen in UNDER_GRAMINE:
         options = {
             "--libpal": libpal,
-            "--record": record,
             "--log-level": log_level if chosen == "gramine" else None,
         }
         _refuse_for_gramine(chosen, options)
+        if record is not None:
+            raise InputError(
+                f"--record: with --platform {chosen} Gramine serves the files and tells nobody",
+                hint="leave --record out",
+            )
         return _run_under_gramine(chosen, app, arguments, journal, insecure_keys, log_level)
     platform = choose_platform(chosen)
     signed = enclave_program(app, arguments, os.environ, platform, debug=debug)
