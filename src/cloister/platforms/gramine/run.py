@@ -111,16 +111,29 @@ def run_direct(
 def _start(command: Sequence[str], base: Path) -> int:
     """Start Gramine where relative URIs start, translate what it says, and return the exit code."""
     translator = Translator(_to_standard_error)
-    try:
-        process = subprocess.Popen(command, cwd=base, stderr=subprocess.PIPE)
-    except OSError as error:
-        raise PlatformError(f"{command[0]} does not start: {error.strerror}") from error
-    with process, forwarded_signals(process.send_signal):
-        stderr = cast(IO[bytes], process.stderr).fileno()
-        while data := os.read(stderr, 65536):
-            translator.feed(data)
-        translator.finish()
-        code = process.wait()
+    running: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
+    def send(number: int) -> None:
+        if running:
+            running[0].send_signal(number)
+        else:
+            early.append(number)
+
+    with forwarded_signals(send):  # before there is a process that could be left alone
+        try:
+            process = subprocess.Popen(command, cwd=base, stderr=subprocess.PIPE)
+        except OSError as error:
+            raise PlatformError(f"{command[0]} does not start: {error.strerror}") from error
+        with process:
+            running.append(process)
+            for number in early:
+                process.send_signal(number)
+            stderr = cast(IO[bytes], process.stderr).fileno()
+            while data := os.read(stderr, 65536):
+                translator.feed(data)
+            translator.finish()
+            code = process.wait()
     if translator.failed_to_start and code != 0:
         return 1
     return 128 - code if code < 0 else code
