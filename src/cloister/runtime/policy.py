@@ -101,7 +101,7 @@ class EnclaveRules:
         let_through: ``sgx.file_check_policy = "allow_all_but_log"``: called with the path of each
             unlisted file that is let through; None denies them.
         base: absolute path of the manifest's directory, to tell whoever listed a file relatively
-            and mounted it absolutely, or the reverse. It decides nothing.
+            and mounted it absolutely, or the reverse. It decides nothing; None tells nobody.
     """
 
     checks_content = True
@@ -112,7 +112,7 @@ class EnclaveRules:
         allowed: Iterable[str],
         trusted: Iterable[str] = (),
         let_through: Callable[[str, Intent], None] | None = None,
-        base: str = "/",
+        base: str | None = None,
     ) -> None:
         self._base = base
         self._lookup = lookup
@@ -152,9 +152,8 @@ class EnclaveRules:
 
     def _mend_of_read(self, path: str) -> str:
         """Return what would permit reading an unlisted file."""
-        absolute = posixpath.join(self._base, path)
-        other = posixpath.relpath(path, self._base) if path == absolute else absolute
-        if self._allowed.covers(other) or self._lookup(other) is not None:
+        other = self._other_name(path)
+        if other and (self._allowed.covers(other) or self._lookup(other) is not None):
             return (
                 f'the manifest lists it as "file:{other}", which counts as another file: write the'
                 " mount's uri and the list both absolutely, or both relatively, and build again"
@@ -163,6 +162,14 @@ class EnclaveRules:
         if path.endswith(".pyc"):
             return f"Python goes on with the source, and starts more slowly; to avoid it, {line}"
         return line
+
+    def _other_name(self, path: str) -> str | None:
+        """Return the absolute name of a relative path, or the reverse."""
+        if self._base is None:
+            return None
+        if path.startswith("/"):
+            return posixpath.relpath(path, self._base)
+        return posixpath.normpath(posixpath.join(self._base, path))
 
     def changes_on_host(self, path: str) -> bool:
         """Tell whether ``path`` is open to the host: only what is allowed or let through."""
