@@ -20,6 +20,7 @@ echo "$line" > /data/{quote(HOSTILE)}
 cat {quote("/trusted/<script>alert(1).txt")} /open/given.txt > /open/taken.txt
 echo 0123456789 > /tmp/a
 echo 0123456789 > /tmp/b
+cat /dev/attestation/quote /dev/attestation/quote > /dev/null
 cat /trusted/unlisted.txt
 cat /trusted/unlisted.txt
 cat /etc/{quote(MARKUP)}

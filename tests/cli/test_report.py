@@ -71,6 +71,11 @@ def test_the_key_server_is_known_by_its_certificate(recorded: Recorded) -> None:
     assert release["key"] == "data"
 
 
+def test_quotes_that_the_program_takes_are_counted(recorded: Recorded) -> None:
+    assert recorded.record["quotes"]["count"] == 2
+    assert "took 2 quotes of the platform" in Page.of(recorded.page).text
+
+
 def test_times_are_in_order(recorded: Recorded) -> None:
     times = recorded.record["times"]
     order = ["begun", "enclave", "program", "program_ended", "ended"]
@@ -274,8 +279,33 @@ def test_a_log_without_the_release_differs(recorded: Recorded, tmp_path: Path) -
     assert "They differ:" in reported(recorded, json.dumps(later), tmp_path)
 
 
+def test_one_of_several_programs_of_a_machine_is_found(recorded: Recorded, tmp_path: Path) -> None:
+    """As key servers name programs in TDX virtual machines."""
+    audit = json.loads((recorded.directory / "audit.json").read_text())
+    programs = ", ".join(f"program {each}" for each in (recorded.built["mrenclave"], "11" * 32))
+    audit["identity"] = f"MRTD {'22' * 48}, {programs}"
+    assert "The key server's log confirms it: 1" in reported(recorded, json.dumps(audit), tmp_path)
+
+
 def test_without_the_log_nothing_is_said_of_the_owner(recorded: Recorded, tmp_path: Path) -> None:
     assert "log was not given" in reported(recorded, None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (0, "The program ended successfully (exit code 0)."),
+        (1, "The program ended with exit code 1."),
+        (137, "The program ended with exit code 137, which stands for the signal SIGKILL."),
+        (255, "The program ended with exit code 255."),
+    ],
+)
+def test_how_it_ended_is_said_in_words(
+    recorded: Recorded, code: int, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(recorded.record | {"exit_code": code}))
+    assert run(["report", str(tmp_path / "run.json")]) == 0
+    assert words in Page.of((tmp_path / "run.html").read_text()).text
 
 
 def test_more_than_a_person_reads_is_left_out_and_said(recorded: Recorded, tmp_path: Path) -> None:

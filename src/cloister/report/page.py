@@ -139,11 +139,11 @@ def _result(record: RunRecord) -> tuple[str, str]:
         return "bad", "The program did not run to its end."
     if record.exit_code == 0:
         return "good", "The program ended successfully (exit code 0)."
+    sentence = f"The program ended with exit code {record.exit_code}"
     number = record.exit_code - _SIGNALLED
     if number in {each.value for each in signal.Signals}:
-        name = signal.Signals(number).name
-        return "bad", f"The program was ended by a signal ({name}, exit code {record.exit_code})."
-    return "bad", f"The program ended with exit code {record.exit_code}."
+        sentence += f", which stands for the signal {signal.Signals(number).name}"
+    return "bad", f"{sentence}."
 
 
 def _steps(record: RunRecord) -> list[_Step]:

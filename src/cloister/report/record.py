@@ -8,6 +8,7 @@ checks its form and nothing else.
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from cloister.errors import InputError
 FORMAT: Literal[1] = 1
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+_HEXADECIMAL = re.compile(r"[0-9a-f]+")
 _MARGIN = timedelta(minutes=5)
 """How far the clocks of a key server and of the machine may differ."""
 
@@ -305,7 +307,7 @@ def of_this_run(record: RunRecord, decisions: list[Decision]) -> list[Decision]:
         decision
         for decision in decisions
         if decision.identity is not None
-        and record.enclave.mrenclave in decision.identity.split()
+        and record.enclave.mrenclave in _HEXADECIMAL.findall(decision.identity)
         and start <= decision.time <= end
     ]
 
