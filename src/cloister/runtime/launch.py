@@ -32,8 +32,9 @@ from cloister.runtime.keyring import DEFAULT_KEY, Keyring
 from cloister.runtime.limits import limits_of
 from cloister.runtime.mounts import build_tree, key_of, uri_node
 from cloister.runtime.names import DEFAULT_HOST_NAME, host_name
+from cloister.runtime.plan import Plan
 from cloister.runtime.policy import DirectRules, EnclaveRules, PathSet, Rules, WatchedRules
-from cloister.runtime.sandbox import Plan, Sandbox, harden_this_process
+from cloister.runtime.sandbox import Sandbox, harden_this_process
 from cloister.runtime.scene import Scene
 from cloister.runtime.tree import read_node
 from cloister.runtime.view import View

@@ -39,8 +39,8 @@ from cloister.runtime.encrypted import EncryptedNode
 from cloister.runtime.foresight import Reads
 from cloister.runtime.host import HostFile
 from cloister.runtime.nodes import Directory, Handle, Node
+from cloister.runtime.plan import MemoryUse
 from cloister.runtime.policy import PathSet
-from cloister.runtime.sandbox import MemoryUse
 from cloister.runtime.trusted import TrustedHandle
 from cloister.runtime.view import View
 from cloister.sgx.sigstruct import Sigstruct, decode_date
