@@ -116,6 +116,32 @@ def test_a_gramine_without_provisioning_library_is_refused_only_where_it_is_need
     assert sgx("", runtime=lacking)
 
 
+def test_libraries_that_the_provisioning_library_needs_come_with_it() -> None:
+    runtime = Runtime("/g/l", "ab" * 32, "/g/r", "/u/r", beside_it=("/usr/lib/libmbed.so.21",))
+    document = sgx(SECRET, runtime=runtime)
+    mount = {"path": "/lib/libmbed.so.21", "uri": "file:/usr/lib/libmbed.so.21"}
+    assert mount in document["fs"]["mounts"]
+    assert "file:/usr/lib/libmbed.so.21" in document["sgx"]["trusted_files"]
+    assert mount not in sgx("", runtime=runtime)["fs"]["mounts"]
+
+
+def test_such_libraries_are_found(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real library stands in for the provisioning library: this one needs the C library."""
+    glibc = tmp_path / "gramine" / "lib" / "x86_64-linux-gnu" / "gramine" / "runtime" / "glibc"
+    home = tmp_path / "home"
+    home.mkdir()
+    needs_c = next(p for p in Path("/lib/x86_64-linux-gnu").glob("libm.so.6"))
+    for name in ("libsecret_prov_attest.so", "libc.so.6"):
+        shutil.copy(needs_c, home / name)
+    (glibc / "libsecret_prov_attest.so").unlink()
+    (glibc / "libsecret_prov_attest.so").symlink_to(home / "libsecret_prov_attest.so")
+    assert installation.Installation.here().runtime().beside_it == ()
+    (glibc / "libc.so.6").unlink()
+    assert installation.Installation.here().runtime().beside_it == (str(home / "libc.so.6"),)
+
+
 def test_direct_asks_no_key_server() -> None:
     more = SECRET + 'loader.env.LD_PRELOAD = "libsecret_prov_attest.so"\n'
     converted = for_direct(text(more), RUNTIME, HOST, {"default": KEY})
@@ -266,8 +292,15 @@ def test_run_without_a_build_for_gramine_does_not_fall_back(
 
 
 def test_direct_opens_our_files_with_the_key_and_says_what_it_lacks(
-    programs: Path, app: Path, capfd: pytest.CaptureFixture[str]
+    programs: Path,
+    app: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    monkeypatch.setattr(running, "_MEMORY", memory)
     assert run(BUILD) == 0
     capfd.readouterr()
     command = ["run", "--platform", "gramine-direct", "--insecure-key", "default=key", "app", "z"]
@@ -277,6 +310,7 @@ def test_direct_opens_our_files_with_the_key_and_says_what_it_lacks(
     assert "NOT PROTECTED" in err
     assert "cloister: command-line arguments are dropped, loader.argv stands: z" in err
     assert KEY.hex() not in "".join(p.read_text() for p in Path().glob("app.*manifest"))
+    assert list(memory.iterdir()) == [], "the manifest with the key is gone"
 
 
 def test_direct_without_key_says_so(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cloister.errors import PlatformError
 from cloister.manifest.clib import runtime_directory
+from cloister.manifest.libraries import read_dynamic
 from cloister.platforms.gramine.translation import Runtime
 from cloister.provision.variables import LIBRARY
 
@@ -131,7 +132,23 @@ class Installation:
             directory=str(glibc),
             stand_in=str(runtime_directory()),
             can_provision=(glibc / LIBRARY).is_file(),
+            beside_it=tuple(_needed_elsewhere(glibc / LIBRARY, glibc)),
         )
+
+
+def _needed_elsewhere(library: Path, directory: Path) -> Iterator[str]:
+    """Yield what a library needs that is not in ``directory``, but where the library really is."""
+    home = library.resolve().parent
+    waiting, seen = [library.resolve()], set[str]()
+    while waiting:
+        found = read_dynamic(str(waiting.pop()))
+        for name in () if found is None else found[1].needed:
+            if name in seen:
+                continue
+            seen.add(name)
+            if not (directory / name).is_file() and (home / name).is_file():
+                yield str(home / name)
+                waiting.append(home / name)
 
 
 def sgx_is_here() -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, cast
 
@@ -33,6 +34,7 @@ DIRECT_PROTECTS = (
 )
 _MEMORY = Path("/dev/shm")  # noqa: S108  (only a private directory is made there)
 Note = Callable[[str], None]
+Attach = Callable[[subprocess.Popen[bytes]], None]
 
 
 def run_sgx(app: Path, arguments: Sequence[str], note: Note) -> int:
@@ -53,7 +55,9 @@ def run_sgx(app: Path, arguments: Sequence[str], note: Note) -> int:
     signed = Sigstruct.unpack(signature.read_bytes())
     note(f"enclave {signed.mr_enclave.hex()} on {installation.title}, {SGX_PROTECTS}")
     program = installation.require("gramine-sgx")
-    return _start([program, beside(app, APP_SUFFIX).name, *arguments], app.resolve().parent)
+    command = [program, beside(app, APP_SUFFIX).name, *arguments]
+    with _handing_on_signals() as attach:
+        return _start(command, app.resolve().parent, attach)
 
 
 def run_direct(
@@ -100,17 +104,20 @@ def run_direct(
         note(line)
     program = installation.require("gramine-direct")
     where = _MEMORY if os.access(_MEMORY, os.W_OK | os.X_OK) else None
-    with tempfile.TemporaryDirectory(prefix="cloister-", dir=where) as directory:
+    with (
+        _handing_on_signals() as attach,  # first: what holds keys is removed also then
+        tempfile.TemporaryDirectory(prefix="cloister-", dir=where) as directory,
+    ):
         gramine_app = Path(directory) / app.name
         manifest = beside(gramine_app, ".manifest")
         manifest.touch(mode=0o600)
         manifest.write_bytes(data)
-        return _start([program, str(gramine_app), *arguments], base)
+        return _start([program, str(gramine_app), *arguments], base, attach)
 
 
-def _start(command: Sequence[str], base: Path) -> int:
-    """Start Gramine where relative URIs start, translate what it says, and return the exit code."""
-    translator = Translator(_to_standard_error)
+@contextlib.contextmanager
+def _handing_on_signals() -> Iterator[Attach]:
+    """From here on no signal ends this process; yields what names the process that gets them."""
     running: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
 
@@ -120,20 +127,29 @@ def _start(command: Sequence[str], base: Path) -> int:
         else:
             early.append(number)
 
-    with forwarded_signals(send):  # before there is a process that could be left alone
-        try:
-            process = subprocess.Popen(command, cwd=base, stderr=subprocess.PIPE)
-        except OSError as error:
-            raise PlatformError(f"{command[0]} does not start: {error.strerror}") from error
-        with process:
-            running.append(process)
-            for number in early:
-                process.send_signal(number)
-            stderr = cast(IO[bytes], process.stderr).fileno()
-            while data := os.read(stderr, 65536):
-                translator.feed(data)
-            translator.finish()
-            code = process.wait()
+    def attach(process: subprocess.Popen[bytes]) -> None:
+        running.append(process)
+        for number in early:
+            process.send_signal(number)
+
+    with forwarded_signals(send):
+        yield attach
+
+
+def _start(command: Sequence[str], base: Path, attach: Attach) -> int:
+    """Start Gramine where relative URIs start, translate what it says, and return the exit code."""
+    translator = Translator(_to_standard_error)
+    try:
+        process = subprocess.Popen(command, cwd=base, stderr=subprocess.PIPE)
+    except OSError as error:
+        raise PlatformError(f"{command[0]} does not start: {error.strerror}") from error
+    with process:
+        attach(process)
+        stderr = cast(IO[bytes], process.stderr).fileno()
+        while data := os.read(stderr, 65536):
+            translator.feed(data)
+        translator.finish()
+        code = process.wait()
     if translator.failed_to_start and code != 0:
         return 1
     return 128 - code if code < 0 else code

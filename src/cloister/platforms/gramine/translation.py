@@ -43,6 +43,7 @@ class Runtime:
         directory: its patched C library, with its provisioning library.
         stand_in: the directory that our templates call ``gramine.runtimedir()``.
         can_provision: whether :data:`~cloister.provision.variables.LIBRARY` is in ``directory``.
+        beside_it: libraries that it needs and that are elsewhere.
     """
 
     libos: str
@@ -50,6 +51,7 @@ class Runtime:
     directory: str
     stand_in: str
     can_provision: bool = True
+    beside_it: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def for_sgx(text: ManifestText, runtime: Runtime, host: Host) -> Converted:
         variables = _environment(result.document)
         others = [name for name in _preloaded(environment) if name.rpartition("/")[2] != LIBRARY]
         variables[LD_PRELOAD] = ":".join([LIBRARY, *others])
+        _let_libraries_in(result.document, runtime)
         if _asks_by_name(environment.get(SERVERS, DEFAULT_SERVERS)):
             _let_names_in(result.document, text.manifest, host)
     return result
@@ -206,6 +209,15 @@ def _library_directories(manifest: Manifest) -> list[str]:
 def _meet(directory: str, mount: str) -> bool:
     """Tell whether a mount shows something of a directory."""
     return f"{directory}/".startswith(f"{mount}/") or f"{mount}/".startswith(f"{directory}/")
+
+
+def _let_libraries_in(document: dict[str, Any], runtime: Runtime) -> None:
+    """Show and trust the libraries of the provisioning library beside it."""
+    place = _environment(document)[SEARCH_PATH].partition(":")[0]
+    for path in runtime.beside_it:
+        mount = {"path": posixpath.join(place, posixpath.basename(path)), "uri": FILE + path}
+        document["fs"]["mounts"] = [*document["fs"]["mounts"], mount]
+        document["sgx"]["trusted_files"] = [*document["sgx"]["trusted_files"], FILE + path]
 
 
 def _asks_by_name(servers: str) -> bool:
