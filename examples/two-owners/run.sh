@@ -5,6 +5,7 @@
 #
 # Variables: MODEL_PORT, DATA_PORT  where the owners' key servers listen (4434, 4435)
 set -euo pipefail
+export CLOISTER_PLATFORM=simulated # also where there is better: the owners trust this one below
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 work=${1:-$here/work}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cloister.errors import CloisterError
+from cloister.platforms.base import PLATFORM_VARIABLE
 
 CLOISTER = (sys.executable, "-m", "cloister")
 _SERVER_START_SECONDS = 30.0
@@ -75,6 +76,7 @@ class Workflow:
         self._hint = hint
         self.environment: Mapping[str, str] = {
             **os.environ,
+            PLATFORM_VARIABLE: "simulated",  # also where there is better: the owner trusts this one
             "XDG_CONFIG_HOME": str(work / "config"),
             "XDG_DATA_HOME": str(work / "data"),
         }

@@ -20,6 +20,7 @@ from cloister.cli.main import run
 from cloister.doctor import _gramine
 from cloister.errors import CloisterError, InputError, ManifestError
 from cloister.manifest.parse import ManifestText
+from cloister.platforms.base import choose_name
 from cloister.platforms.gramine import installation, messages
 from cloister.platforms.gramine import run as running
 from cloister.platforms.gramine.translation import Host, Runtime, for_direct, for_sgx
@@ -371,6 +372,22 @@ def test_a_signal_reaches_the_program(programs: Path, app: Path, tmp_path: Path)
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("gramine", "root included"), ("gramine-direct", "NOT PROTECTED"), ("tdx", "TDX virtual")],
+)
+def test_platform_show_says_what_it_protects_against(
+    name: str, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CLOISTER_PLATFORM", name)
+    assert run(["platform", "show"]) == 0
+    assert expected in capsys.readouterr().out
+
+
+def test_sgx_comes_first(programs: Path, with_sgx: None) -> None:
+    assert choose_name() == "gramine"
 
 
 # --- messages ------------------------------------------------------------------------------------

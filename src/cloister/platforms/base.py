@@ -201,6 +201,19 @@ def choose_name(name: str | None = None, *, require_hardware: bool = False) -> s
     return chosen
 
 
+def protection_of(name: str) -> str:
+    """Return one line on what a platform (not the simulated one) protects against."""
+    from cloister.platforms.gramine.run import DIRECT_PROTECTS, SGX_PROTECTS
+    from cloister.platforms.tdx.platform import TdxPlatform
+
+    lines = {
+        "gramine": SGX_PROTECTS,
+        "gramine-direct": DIRECT_PROTECTS,
+        "tdx": TdxPlatform.description,
+    }
+    return lines[name]
+
+
 def _best() -> str:
     from cloister.platforms.gramine.installation import sgx_is_here
     from cloister.platforms.tdx.reports import Reports
