@@ -123,7 +123,7 @@ def test_direct_mode_says_that_there_was_no_enclave(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["platform"] is record["enclave"] is None
     assert "/etc/passwd" in {f["path"] for each in record["files"] for f in each["listed"]}
-    app.cloister("report", "run.json")
+    assert app.cloister("report", "run.json").stdout == "run.html\n"
     page = Page.of((tmp_path / "run.html").read_text())
     assert "NO ENCLAVE" in page.text
     assert "SIMULATED" not in page.text

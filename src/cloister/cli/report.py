@@ -40,6 +40,7 @@ def report(record: Path, audit: Path | None, output: Path | None) -> None:
     from cloister.errors import InputError
     from cloister.report.page import render
     from cloister.report.record import read_decisions, read_record
+    from cloister.text import printable
 
     if output is None:
         output = record if str(record) == "-" else record.with_suffix(".html")
@@ -48,3 +49,5 @@ def report(record: Path, audit: Path | None, output: Path | None) -> None:
     run = read_record(read(record), shown(record))
     decisions = None if audit is None else read_decisions(read(audit), shown(audit))
     write(output, render(run, decisions), mode=0o600)
+    if str(output) != "-":
+        click.echo(printable(str(output)))
