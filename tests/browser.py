@@ -11,6 +11,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ class Tab:
         events: what the browser told, method and parameters.
     """
 
-    def __init__(self, to_browser: int, from_browser: int) -> None:
-        self._to = os.fdopen(to_browser, "wb", buffering=0)
-        self._from = os.fdopen(from_browser, "rb")
+    def __init__(self, to_browser: RawIOBase, from_browser: BufferedReader) -> None:
+        self._to = to_browser
+        self._from = from_browser
         self._session: str | None = None
         self._number = 0
         self._rest = b""
@@ -116,10 +117,15 @@ def chromium(program: str, profile: Path) -> Iterator[Tab]:
     with subprocess.Popen(
         ["bash", "-c", redirected, "bash", *command],
         pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(profile)},
     ) as process:  # fmt: skip
         os.close(theirs_in)
         os.close(theirs_out)
-        try:
-            yield Tab(to_browser, from_browser)
-        finally:
-            process.terminate()
+        with (
+            os.fdopen(to_browser, "wb", buffering=0) as to,
+            os.fdopen(from_browser, "rb") as answers,
+        ):
+            try:
+                yield Tab(to, answers)
+            finally:
+                process.terminate()
