@@ -32,6 +32,9 @@ HONOURED = [
     ("sgx.trusted_files = ['file:a']", "sgx.trusted_files"),
     (f"sgx.trusted_files = [{{ uri = 'file:a', sha256 = '{'0' * 64}' }}]", "sgx.trusted_files"),
     ("sgx.file_check_policy = 'allow_all_but_log'", "sgx.file_check_policy"),
+    ("loader.log_level = 'debug'", "loader.log_level"),
+    ("loader.log_file = '/tmp/log'", "loader.log_file"),
+    ("sys.stack.size = '1M'", "sys.stack"),
     # Graphene
     ("libos.entrypoint = 'file:/x'", "libos.entrypoint"),
     ("loader.argv0_override = 'x'", "loader.argv"),
@@ -86,17 +89,20 @@ HONOURED = [
     ("sgx.seal_key.flags_mask = '0x0000000000000002'", "sgx.seal_key"),
     ("sgx.seal_key.xfrm_mask = '0x0000000000000000'", "sgx.seal_key"),
     ("sgx.seal_key.misc_mask = '0x00000000'", "sgx.seal_key"),
+    ("sys.disallow_subprocesses = true", "sys.disallow_subprocesses"),
+    (
+        "sys.enable_extra_runtime_domain_names_conf = true",
+        "sys.enable_extra_runtime_domain_names_conf",
+    ),
+    ("sys.fds.limit = 100", "sys.fds"),
 ]
 
 # A line of TOML; its key must be listed with a reason. Where the line has no effect because it says
 # what is so anyway, any value will do.
 IDLE = [
     # both
-    "loader.log_level = 'debug'",
-    "loader.log_file = '/tmp/log'",
     "loader.insecure__disable_aslr = true",
     "libos.check_invalid_pointers = false",
-    "sys.stack.size = '1M'",
     "sys.brk.max_size = '1M'",
     "sys.insecure__allow_eventfd = true",
     "sys.enable_sigterm_injection = true",
@@ -118,9 +124,6 @@ IDLE = [
     "loader.entrypoint = 'file:/x'",
     "loader.entrypoint.uri = 'file:/x'",
     f"loader.entrypoint = {{ uri = 'file:/x', sha256 = '{'0' * 64}' }}",
-    "sys.disallow_subprocesses = true",
-    "sys.enable_extra_runtime_domain_names_conf = true",
-    "sys.fds.limit = 100",
     "sys.experimental__enable_flock = true",
     "sys.debug__mock_syscalls = [{ name = 'x', return = 1 }]",
     "sys.ioctl_structs.s = [{ size = 4, direction = 'in' }]",
