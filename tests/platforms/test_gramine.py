@@ -239,6 +239,20 @@ def test_build_elsewhere_only_when_asked(
     assert "the same by gramine-sgx-sign: " in capsys.readouterr().out
 
 
+def test_a_program_that_gramine_cannot_run_is_built_all_the_same(
+    programs: Path, with_sgx: None, app: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(BUILD) == 0
+    assert Path("app.gramine.manifest.sgx").exists()
+    template = Path("app.manifest.template")
+    more = '\ncloister.keys = [{ name = "other", servers = "s:1", ca = "/ca.crt" }]\n'
+    template.write_text(template.read_text() + more)
+    assert run(BUILD) == 0
+    assert "note: not built for Gramine" in capsys.readouterr().err
+    assert list(Path().glob("app.gramine.*")) == [], "an old one is not taken for this one"
+    assert run([*BUILD, "--platform", "gramine"]) == 2
+
+
 def test_a_signer_that_measures_otherwise_stops_the_build(
     programs: Path, app: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

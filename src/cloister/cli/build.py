@@ -104,19 +104,26 @@ def build(
             written = str(render_only(rendering))
             click.echo(json.dumps({"files": [written]}) if as_json else f"wrote       {written}")
             return
+        from cloister.errors import InputError
+        from cloister.manifest.build import app_of
+        from cloister.platforms.gramine.build import build_for_gramine, forget
         from cloister.platforms.gramine.installation import sgx_is_here
 
         signing_key = signing.choose_key(key, passphrase_file)
         date = signing.choose_date(date)
         settings = signing.settings(libpal, form, use_cache=not no_cache)
         built = build_enclave(rendering, signing_key=signing_key, date=date, settings=settings)
+        forget(app_of(template))
         gramine = None
         if platform == "gramine" or sgx_is_here():
-            from cloister.platforms.gramine.build import build_for_gramine
-
-            gramine = build_for_gramine(
-                rendering, signing_key=signing_key, date=date, settings=settings
-            )
+            try:
+                gramine = build_for_gramine(
+                    rendering, signing_key=signing_key, date=date, settings=settings
+                )
+            except InputError as error:  # it is a program that Gramine cannot run
+                if platform is not None:
+                    raise
+                click.echo(f"note: not built for Gramine: {error.message}", err=True)
     if policy is not None:
         others = [] if gramine is None else [gramine.built.sigstruct.mr_enclave]
         write_policy(policy, built.sigstruct.mr_enclave, *others)

@@ -32,6 +32,7 @@ from cloister.sgx.sigstruct import EXPONENT, Sigstruct
 
 APP_SUFFIX = ".gramine"
 """What is put behind the name of an application for Gramine's files."""
+_SUFFIXES = (".manifest", ".sig", ".manifest.sgx")
 _SIGNER = "gramine-sgx-sign"
 
 
@@ -107,6 +108,12 @@ def build_for_gramine(
         }
     )
     return GramineBuilt(Built(written, prepared, sigstruct), title, theirs)
+
+
+def forget(app: Path) -> None:
+    """Remove what an earlier build wrote for Gramine, so that no run takes it for this one."""
+    for suffix in _SUFFIXES:
+        beside(beside(app, APP_SUFFIX), suffix).unlink(missing_ok=True)
 
 
 def measured_by_gramine(installation: Installation, manifest: bytes, base: Path) -> bytes:
