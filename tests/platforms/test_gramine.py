@@ -21,7 +21,7 @@ from cloister.doctor import _gramine
 from cloister.errors import CloisterError, InputError, ManifestError
 from cloister.manifest.parse import ManifestText
 from cloister.platforms.base import choose_name
-from cloister.platforms.gramine import installation, messages
+from cloister.platforms.gramine import installation, messages, presence
 from cloister.platforms.gramine import run as running
 from cloister.platforms.gramine.translation import Host, Runtime, for_direct, for_sgx
 from cloister.sgx.sigstruct import Sigstruct
@@ -180,7 +180,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def with_sgx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = tmp_path / "sgx_enclave"
     device.touch()
-    for module in (installation, running):
+    for module in (presence, running):
         monkeypatch.setattr(module, "DEVICE", device)
 
 
@@ -300,7 +300,7 @@ def test_run_without_a_build_for_gramine_does_not_fall_back(
     assert run(BUILD) == 0
     device = tmp_path / "dev"
     device.touch()
-    for module in (installation, running):
+    for module in (presence, running):
         monkeypatch.setattr(module, "DEVICE", device)
     assert run(["run", "app"]) == 2
     assert "cloister build --platform gramine" in capfd.readouterr().err

@@ -106,8 +106,7 @@ def build(
             return
         from cloister.errors import InputError
         from cloister.manifest.build import app_of
-        from cloister.platforms.gramine.build import build_for_gramine, forget
-        from cloister.platforms.gramine.installation import sgx_is_here
+        from cloister.platforms.gramine.presence import forget, sgx_is_here
 
         signing_key = signing.choose_key(key, passphrase_file)
         date = signing.choose_date(date)
@@ -116,6 +115,8 @@ def build(
         forget(app_of(template))
         gramine = None
         if platform == "gramine" or sgx_is_here():
+            from cloister.platforms.gramine.build import build_for_gramine
+
             try:
                 gramine = build_for_gramine(
                     rendering, signing_key=signing_key, date=date, settings=settings

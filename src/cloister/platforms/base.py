@@ -215,7 +215,7 @@ def protection_of(name: str) -> str:
 
 
 def _best() -> str:
-    from cloister.platforms.gramine.installation import sgx_is_here
+    from cloister.platforms.gramine.presence import sgx_is_here
     from cloister.platforms.tdx.reports import Reports
 
     if sgx_is_here():

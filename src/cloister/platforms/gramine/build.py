@@ -17,7 +17,7 @@ import tomli_w
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from cloister.errors import InputError, MeasurementMismatchError, PlatformError
+from cloister.errors import MeasurementMismatchError, PlatformError
 from cloister.files import write_together
 from cloister.manifest.build import Built, app_of, manifest_of
 from cloister.manifest.convert import Converted
@@ -27,12 +27,10 @@ from cloister.manifest.rendering import Rendering
 from cloister.manifest.signed import beside
 from cloister.manifest.signing_key import KEY_BITS
 from cloister.platforms.gramine.installation import Installation
+from cloister.platforms.gramine.presence import APP_SUFFIX
 from cloister.platforms.gramine.translation import Host, for_sgx
 from cloister.sgx.sigstruct import EXPONENT, Sigstruct
 
-APP_SUFFIX = ".gramine"
-"""What is put behind the name of an application for Gramine's files."""
-_SUFFIXES = (".manifest", ".sig", ".manifest.sgx")
 _SIGNER = "gramine-sgx-sign"
 
 
@@ -110,12 +108,6 @@ def build_for_gramine(
     return GramineBuilt(Built(written, prepared, sigstruct), title, theirs)
 
 
-def forget(app: Path) -> None:
-    """Remove what an earlier build wrote for Gramine, so that no run takes it for this one."""
-    for suffix in _SUFFIXES:
-        beside(beside(app, APP_SUFFIX), suffix).unlink(missing_ok=True)
-
-
 def measured_by_gramine(installation: Installation, manifest: bytes, base: Path) -> bytes:
     """Return the MRENCLAVE that Gramine's signer computes for a manifest, 32 bytes.
 
@@ -155,20 +147,3 @@ def measured_by_gramine(installation: Installation, manifest: bytes, base: Path)
 def _throwaway_key() -> bytes:
     key = rsa.generate_private_key(public_exponent=EXPONENT, key_size=KEY_BITS)
     return key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
-
-
-def signed_files(app: Path) -> tuple[Path, Path]:
-    """Return the manifest and the SIGSTRUCT that :func:`build_for_gramine` wrote.
-
-    Raises:
-        InputError: one is missing.
-    """
-    gramine_app = beside(app, APP_SUFFIX)
-    manifest, signature = beside(gramine_app, ".manifest.sgx"), beside(gramine_app, ".sig")
-    for path in (manifest, signature):
-        if not path.is_file():
-            raise InputError(
-                f"{path}: does not exist; {app} was not built for Gramine",
-                hint=f"cloister build --platform gramine {app.name}.manifest.template",
-            )
-    return manifest, signature

@@ -18,7 +18,6 @@ from cloister.platforms.gramine.translation import Runtime
 from cloister.provision.variables import LIBRARY
 
 OLDEST, NEWEST = (1, 6), (1, 9)
-DEVICE = Path("/dev/sgx_enclave")
 PROGRAMS = ("gramine-direct", "gramine-sgx", "gramine-sgx-sign")
 _LIBOS = "libsysdb.so"
 _BELOW_PREFIX = ("lib/x86_64-linux-gnu/gramine", "lib64/gramine", "lib/gramine")
@@ -149,11 +148,6 @@ def _needed_elsewhere(library: Path, directory: Path) -> Iterator[str]:
             if not (directory / name).is_file() and (home / name).is_file():
                 yield str(home / name)
                 waiting.append(home / name)
-
-
-def sgx_is_here() -> bool:
-    """Tell whether this machine has SGX and a Gramine that would use it."""
-    return DEVICE.exists() and shutil.which("gramine-sgx") is not None
 
 
 def _library_directories(program: Path) -> Iterator[Path]:

@@ -17,9 +17,10 @@ from cloister.manifest.parse import ManifestText
 from cloister.manifest.prepare import Settings, with_hashes
 from cloister.manifest.signed import beside
 from cloister.manifest.tree import FileTree
-from cloister.platforms.gramine.build import APP_SUFFIX, host_of, signed_files, translated
-from cloister.platforms.gramine.installation import DEVICE, Installation
+from cloister.platforms.gramine.build import host_of, translated
+from cloister.platforms.gramine.installation import Installation
 from cloister.platforms.gramine.messages import Translator
+from cloister.platforms.gramine.presence import APP_SUFFIX, DEVICE, signed_files
 from cloister.platforms.gramine.translation import for_direct
 from cloister.sgx.sigstruct import Sigstruct
 from cloister.signals import forwarded_signals
