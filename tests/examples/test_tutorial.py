@@ -57,6 +57,7 @@ def test_the_tutorials_commands_do_what_its_text_says(tmp_path: Path) -> None:
     assert "RELEASED default to 127.0.0.1" in done.stdout
     assert "SIMULATED" in done.stdout
     assert "SIMULATED" in done.stderr
+    assert "released by localhost:4433" in done.stderr
 
     native = (graphene / "native-result.txt").read_text()
     assert "cat" in native.splitlines()[0]
