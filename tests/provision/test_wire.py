@@ -99,7 +99,8 @@ def test_each_cipher_suite_of_tls_12(setting: Setting, served: Server, suite: st
     assert gramine_exchange(served.port, context) == WRAP_KEY
 
 
-@pytest.mark.parametrize("curve", ["X25519", "prime256v1", "secp384r1", "secp521r1"])
+# X25519 is what OpenSSL takes by itself, so all other tests have it; not every Python can name it.
+@pytest.mark.parametrize("curve", ["prime256v1", "secp384r1", "secp521r1"])
 def test_each_curve_also_after_a_retry(setting: Setting, served: Server, curve: str) -> None:
     context = gramine_client(setting, TLS13)
     context.set_ecdh_curve(curve)
