@@ -36,6 +36,7 @@ from cloister.errors import (
     UnsupportedQuoteError,
 )
 from cloister.sgx.quote import Quote
+from cloister.text import printable
 
 # The first pattern that is found in the library's text names the cause.
 _CAUSES: tuple[tuple[str, type[AttestationError], str], ...] = (
@@ -186,11 +187,6 @@ def _kind_of_chain(certification_data: bytes, is_tdx: bool) -> PlatformKind:
         raise MalformedQuoteError("the quote's PCK certificate names no platform") from error
     ca = "platform" if b"PCK Platform CA" in issuer else "processor"
     return PlatformKind("tdx" if is_tdx else "sgx", fmspc.hex().upper(), ca)
-
-
-def printable(text: str) -> str:
-    """Return ``text`` without control characters, so that a peer cannot write our log lines."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def as_utc(seconds: int) -> datetime.datetime:

@@ -11,13 +11,13 @@ import enum
 from collections.abc import Sequence
 from typing import Any
 
-from cloister.attestation.dcap import printable
 from cloister.attestation.policy import Policy
 from cloister.attestation.trust import Authenticator
 from cloister.attestation.verdict import Check, Verdict
 from cloister.attestation.verify import Authentication
 from cloister.errors import AmbiguousSecretError, InputError
 from cloister.ratls.verify import authenticate_certificate
+from cloister.text import printable
 
 
 @dataclasses.dataclass(frozen=True)

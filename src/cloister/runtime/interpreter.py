@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from cloister.errors import InputError
@@ -26,13 +25,12 @@ _DEEPEST_SHEBANG = 4  # as in the kernel
 _DIRECTORIES = ("/lib", "/usr/lib", "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu")
 
 
-def place_interpreter(tree: Tree, program: str, directories: Iterable[str] = ()) -> None:
+def place_interpreter(tree: Tree, program: str) -> None:
     """Show the interpreter of ``program`` where the kernel looks for it, if it is not there.
 
     Args:
         tree: the file tree.
         program: absolute path of an ELF file, or of a script that begins with ``#!``.
-        directories: where to look first, such as those of ``LD_LIBRARY_PATH``.
 
     Raises:
         InputError: the interpreter is nowhere in the tree, so that the program cannot start.
@@ -40,7 +38,7 @@ def place_interpreter(tree: Tree, program: str, directories: Iterable[str] = ())
     wanted = _wanted(tree, program)
     if wanted is None or not wanted.startswith("/") or _find(tree, wanted) is not None:
         return
-    for directory in (*directories, *_DIRECTORIES):
+    for directory in _DIRECTORIES:
         node = _find(tree, posixpath.join("/", directory, posixpath.basename(wanted)))
         if node is not None:
             tree.place(wanted, node, f"the ELF interpreter of {program}")
