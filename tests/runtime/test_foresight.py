@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from applications import KEY, App
-from cloister.runtime.foresight import Reads, Record
+from cloister.runtime.foresight import Record, Trail
 
 SIZE = 6 << 20
 
@@ -87,6 +87,32 @@ def test_the_host_adds_nothing_to_a_record(reader: App, records: Path) -> None:
     assert "/files/unlisted" not in kept(records)
 
 
+NAMES = """
+ls /files; test -e /files/absent || echo absent; test -e /secret/made || echo unmade
+cat /files/large > /secret/made; wc -c < /secret/made; rm /secret/made
+test -e /secret/made || echo unmade
+"""
+
+
+def test_names_and_listings_are_fetched_too(reader: App, records: Path) -> None:
+    for _ in range(3):
+        done = reader.run_shell(NAMES)
+        assert done.stdout == f"large\nabsent\nunmade\n{SIZE}\nunmade\n"
+    steps = kept(records)
+    assert steps["/files/"] == steps["/files/absent"] == []
+    assert "/secret/made" in steps
+    assert list(steps).index("/files/") < list(steps).index("/files/absent")
+
+
+def test_ranges_are_kept_in_order_and_without_small_gaps(tmp_path: Path) -> None:
+    trail = Trail()
+    for first, size in ((SIZE, 4096), (4096, 4096), (0, 100), (20 << 10, SIZE - (500 << 10))):
+        trail.read(1, lambda: "/a", first, size)
+    Record(tmp_path, b"k" * 16, ["a"]).learn(trail)
+    expected = [(0, SIZE - (480 << 10)), (SIZE, SIZE + 4096)]
+    assert Record(tmp_path, b"k" * 16, ["a"]).foreseen == {"/a": expected}
+
+
 def test_a_record_that_does_not_fit_is_forgotten(reader: App, records: Path) -> None:
     """The same arguments read other files: what the host changed in an allowed place, say."""
     script = f"f=$(cat /secret/name); cat $f | head -c {SIZE} | wc -c"
@@ -111,24 +137,24 @@ def _bytes(spans: Ranges) -> Iterator[int]:
 
 @given(read=ranges, foreseen=ranges)
 def test_unforeseen_bytes_are_counted(read: Ranges, foreseen: Ranges) -> None:
-    reads = Reads()
+    trail = Trail()
     for first, end in read:
-        reads.note(7, lambda: "/a", first, end - first)
+        trail.read(7, lambda: "/a", first, end - first)
     known = set(_bytes(foreseen))
     expected = sum(byte not in known for byte in _bytes(read))
-    assert reads.unforeseen({"/a": foreseen, "/b": [(0, 100)]}) == expected
-    assert reads.bytes == sum(end - first for first, end in read)
+    assert trail.unforeseen({"/a": foreseen, "/b": [(0, 100)]}) == expected
+    assert trail.bytes == sum(end - first for first, end in read)
 
 
 def test_only_the_right_key_opens_a_record(tmp_path: Path) -> None:
-    reads = Reads()
-    reads.note(1, lambda: "/a", 0, SIZE)
-    Record(tmp_path / "new" / "reads", b"k" * 16, ["a"]).learn(reads)
+    trail = Trail()
+    trail.read(1, lambda: "/a", 0, SIZE)
+    Record(tmp_path / "new" / "reads", b"k" * 16, ["a"]).learn(trail)
     assert Record(tmp_path / "new" / "reads", b"k" * 16, ["a"]).foreseen == {"/a": [(0, SIZE)]}
     assert Record(tmp_path / "new" / "reads", b"k" * 16, ["b"]).foreseen == {}
     (path,) = (tmp_path / "new" / "reads").iterdir()
     other = Record(tmp_path / "new" / "reads", b"l" * 16, ["a"])
-    other.learn(reads)
+    other.learn(trail)
     (theirs,) = set(path.parent.iterdir()) - {path}
     theirs.write_bytes(path.read_bytes())
     assert Record(tmp_path / "new" / "reads", b"l" * 16, ["a"]).foreseen == {}

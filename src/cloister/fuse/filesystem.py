@@ -100,6 +100,10 @@ class Filesystem:
         """Find ``name`` in a directory; counts as one reference to the node."""
         _refuse()
 
+    def entry(self, parent: int, name: bytes) -> Entry:
+        """Return what is listed with a name (READDIRPLUS); it counts as :meth:`lookup` does."""
+        return self.lookup(parent, name)
+
     def forget(self, node: int, count: int) -> None:
         """Drop ``count`` references to a node."""
 

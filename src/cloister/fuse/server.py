@@ -344,7 +344,7 @@ class Server:
         """Return the entry that READDIRPLUS sends with a name, or zeros: "look it up yourself"."""
         if name not in (b".", b".."):
             try:
-                return messages.entry(self._filesystem.lookup(parent, name))
+                return messages.entry(self._filesystem.entry(parent, name))
             except OSError:
                 return bytes(p.ENTRY_OUT.size + p.ATTR.size)
         return bytes(p.ENTRY_OUT.size + p.ATTR.size)

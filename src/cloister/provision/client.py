@@ -16,6 +16,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from cloister.connect import connect_tcp
 from cloister.errors import (
     CloisterError,
     InputError,
@@ -267,7 +268,7 @@ def _fetch_from(
     context = client_context(identity, request.ca)
     deadline = Deadline(timeout)
     try:
-        raw = socket.create_connection((server.host, server.port), deadline.remaining())
+        raw = connect_tcp(server.host, server.port, deadline.remaining())
     except (OSError, UnicodeError) as error:  # of a name that no host can have
         reason = error.strerror if isinstance(error, OSError) else None
         raise ProvisioningError(

@@ -8,11 +8,11 @@ before the first byte of the application leaves.
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from cloister.connect import connect_tcp
 from cloister.errors import PeerError, RaTlsError
 from cloister.ratls.certificate import RaTlsIdentity
 from cloister.ratls.client import present
@@ -121,7 +121,7 @@ def fetch_certificate(host: str, port: int, *, timeout: float) -> bytes:
     context = judging_context(found.append)
     try:
         with (
-            socket.create_connection((host, port), timeout) as connected,
+            connect_tcp(host, port, timeout) as connected,
             context.wrap_socket(connected, server_hostname=host),
         ):
             return found[0]

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from typing import Any
 
 from cloister.attestation.policy import Policy, completed
 from cloister.attestation.trust import Authenticator
+from cloister.connect import connect_tcp
 from cloister.errors import InputError, PeerError
 from cloister.ratls.certificate import RaTlsIdentity, create_identity, validity_from
 from cloister.ratls.client import present
@@ -141,7 +141,7 @@ def connect(
     context = judging_context(judge, identity)
     with contextlib.ExitStack() as stack:
         try:
-            raw = stack.enter_context(socket.create_connection((host, port), timeout))
+            raw = stack.enter_context(connect_tcp(host, port, timeout))
             tls = stack.enter_context(context.wrap_socket(raw, server_hostname=host))
         except OSError as error:
             raise PeerError(f"{host}:{port}: {error.strerror or error}") from error

@@ -1,12 +1,13 @@
-"""What a program read in one run is read ahead in the next, while the program still computes.
+"""What a program used in one run is fetched ahead in the next, while the program still computes.
 
 Between two requests of a program its runtime has nothing to do, and while it decrypts or verifies,
-the program waits. So an enclave remembers which parts of its trusted and encrypted files a run
-read, and in the next run with the same arguments a process of the sandbox reads them in the same
-order, beside the program and with all checks. The program then finds them in the kernel's cache.
+the program waits. So an enclave remembers the names that a run looked up, the directories that it
+listed and which parts of its trusted and encrypted files it read. In the next run with the same
+arguments a process of the sandbox does the same in the same order, beside the program and with all
+checks. The program then finds names, attributes and content in the kernel's cache.
 
 Only names and ranges are kept, no content, in the user's cache directory under a key that only
-this very enclave has: the host sees the same reads anyway, but cannot add any. Losing the record
+this very enclave has: the host sees the same requests anyway, but cannot add any. Losing the record
 costs time and nothing else.
 """
 
@@ -18,7 +19,7 @@ import hashlib
 import hmac
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cloister.files import make_private_directory, write_atomically
@@ -26,19 +27,27 @@ from cloister.files import make_private_directory, write_atomically
 Spans = list[tuple[int, int]]
 """Ranges of a file: first byte and the byte behind the last, in the order of reading."""
 
+Steps = dict[str, Spans]
+"""What was used of which path, in the order of first use.
+
+No ranges: the name was looked up, whether it exists or not. A path with a slash at its end: the
+directory was listed.
+"""
+
 MOST_BYTES = 1 << 30
 """More is not read ahead: it would take memory that the program needs."""
 
 _FEWEST_BYTES = 4 << 20
-_MOST_SPANS = 50_000
+_MOST_STEPS = 50_000
 _MOST_RECORDS = 32
 _OUTDATED = 0.1  # share of bytes that were not foreseen
 _PIECE = 1 << 20
-_LABEL = b"cloister: reads of a run\0"
+_SMALL_GAP = 1 << 16  # bytes that cost less than a request: as much is verified at once anyway
+_LABEL = b"cloister: uses of a run\0"
 
 
 class Record:
-    """The remembered reads of one program with certain arguments.
+    """The remembered uses of one program with certain arguments.
 
     Args:
         directory: where records are kept.
@@ -52,7 +61,7 @@ class Record:
         self._path = directory / hmac.new(self._key, subject, hashlib.sha256).hexdigest()[:32]
         self.foreseen = self._load()
 
-    def _load(self) -> dict[str, Spans]:
+    def _load(self) -> Steps:
         """Return what is remembered; what is not this enclave's own is nothing."""
         try:
             mac, _, text = self._path.read_bytes().partition(b"\n")
@@ -65,17 +74,18 @@ class Record:
     def _mac(self, text: bytes) -> bytes:
         return hmac.new(self._key, text, hashlib.sha256).hexdigest().encode()
 
-    def learn(self, reads: Reads) -> None:
-        """Keep what this run read, or forget what no longer fits; a full disk keeps nothing."""
+    def learn(self, trail: Trail) -> None:
+        """Keep what this run used, or forget what no longer fits; a full disk keeps nothing."""
         with contextlib.suppress(OSError):
             if not self.foreseen:
-                if _FEWEST_BYTES <= reads.bytes <= MOST_BYTES:
-                    self._keep(reads)
-            elif reads.unforeseen(self.foreseen) > _OUTDATED * reads.bytes:
+                if _FEWEST_BYTES <= trail.bytes <= MOST_BYTES:
+                    self._keep(trail.steps)
+            elif trail.unforeseen(self.foreseen) > _OUTDATED * trail.bytes:
                 self._path.unlink()
 
-    def _keep(self, reads: Reads) -> None:
-        text = json.dumps(list(reads.spans.items()), separators=(",", ":")).encode()
+    def _keep(self, steps: Steps) -> None:
+        merged = [(path, _merged(spans, _SMALL_GAP)) for path, spans in steps.items()]
+        text = json.dumps(merged, separators=(",", ":")).encode()
         directory = self._path.parent
         make_private_directory(directory)
         write_atomically(self._path, self._mac(text) + b"\n" + text, mode=0o600)
@@ -84,21 +94,31 @@ class Record:
             path.unlink(missing_ok=True)
 
 
-class Reads:
-    """Collects the reads of a run.
+class Trail:
+    """Collects what a run used.
+
+    Args:
+        names: collect names and listings too; without, only what is read.
 
     Attributes:
-        spans: path inside the tree -> ranges, in the order of the first reads.
+        steps: what was used, by the path inside the tree.
         bytes: how many were read.
     """
 
-    def __init__(self) -> None:
-        self.spans: dict[str, Spans] = {}
+    def __init__(self, *, names: bool = True) -> None:
+        self.names = names
+        self.steps: Steps = {}
         self.bytes = 0
         self._of_node: dict[int, Spans] = {}
         self._count = 0
 
-    def note(self, node: int, path: Callable[[], str], offset: int, size: int) -> None:
+    def name(self, path: str) -> None:
+        """Take a name that was looked up; with a slash at its end, a directory that was listed."""
+        if path not in self.steps and self._count < _MOST_STEPS:
+            self.steps[path] = []
+            self._count += 1
+
+    def read(self, node: int, path: Callable[[], str], offset: int, size: int) -> None:
         """Take one read.
 
         Args:
@@ -108,27 +128,33 @@ class Reads:
         """
         spans = self._of_node.get(node)
         if spans is None:
-            spans = self._of_node[node] = self.spans.setdefault(path(), [])
+            spans = self._of_node[node] = self.steps.setdefault(path(), [])
         self.bytes += size
         if spans and spans[-1][1] == offset:
             spans[-1] = (spans[-1][0], offset + size)
-        elif self._count < _MOST_SPANS:
+        elif self._count < _MOST_STEPS:
             spans.append((offset, offset + size))
             self._count += 1
 
-    def unforeseen(self, foreseen: Mapping[str, Spans]) -> int:
+    def unforeseen(self, foreseen: Steps) -> int:
         """Return how many bytes were read that are not in ``foreseen``."""
-        return sum(_outside(spans, foreseen.get(path, [])) for path, spans in self.spans.items())
+        return sum(_outside(spans, foreseen.get(path, [])) for path, spans in self.steps.items())
+
+
+def _merged(spans: Spans, gap: int = 0) -> Spans:
+    """Return the ranges in ascending order, those that are at most ``gap`` bytes apart as one."""
+    merged: Spans = []
+    for first, end in sorted(spans):
+        if merged and first <= merged[-1][1] + gap:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((first, end))
+    return merged
 
 
 def _outside(spans: Spans, covering: Spans) -> int:
     """Return how many bytes of ``spans`` lie in none of ``covering``."""
-    merged: Spans = []
-    for first, end in sorted(covering):
-        if merged and first <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((first, end))
+    merged = _merged(covering)
     outside = 0
     for first, end in spans:
         number = max(bisect.bisect(merged, (first, first)) - 1, 0)
@@ -139,19 +165,29 @@ def _outside(spans: Spans, covering: Spans) -> int:
     return outside
 
 
-def read_ahead(foreseen: Iterable[tuple[str, Iterable[tuple[int, int]]]]) -> None:
-    """Read files of the tree so that the kernel has them; what cannot be read is left to others.
+def fetch_ahead(foreseen: Steps) -> None:
+    """Use files of the tree so that the kernel has them; what cannot be used is left to others.
 
     Runs in a process of the sandbox. Nothing is imported here: the host's files are gone.
     """
     buffer = memoryview(bytearray(_PIECE))
-    for path, spans in foreseen:
+    for path, spans in foreseen.items():
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-            try:
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no more than asked for
-                for first, end in spans:
-                    for at in range(first, end, _PIECE):
-                        os.preadv(descriptor, [buffer[: min(_PIECE, end - at)]], at)
-            finally:
-                os.close(descriptor)
+            if path.endswith("/"):
+                os.listdir(path)
+            elif spans:
+                _read_ahead(path, spans, buffer)
+            else:
+                os.lstat(path)
+
+
+def _read_ahead(path: str, spans: Spans, buffer: memoryview) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no more than asked for
+        for first, end in spans:
+            for at in range(first, end, _PIECE):
+                os.preadv(descriptor, [buffer[: min(_PIECE, end - at)]], at)
+        os.fstat(descriptor)  # reading made the kernel forget when the file was last read
+    finally:
+        os.close(descriptor)

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from cloister.runtime import linux
-from cloister.runtime.foresight import read_ahead
+from cloister.runtime.foresight import fetch_ahead
 from cloister.runtime.forks import FOR_THE_PROGRAM, never_returning
 from cloister.runtime.limits import Limits, impose
 from cloister.runtime.machine import SHOWN_OF_PROC
@@ -110,7 +110,7 @@ def _run_as_process_one(control: socket.socket) -> NoReturn:
         supervisor = Supervisor(_listener_from(ours), plan.limits)
         if plan.foreseen and os.fork() == 0:
             with never_returning():
-                read_ahead(plan.foreseen.items())
+                fetch_ahead(plan.foreseen)
         code = _reap_until(program, supervisor)
         for text in supervisor.reached.values():
             control.sendall(STATUS.pack(TOLD, len(text)) + text.encode("ascii"))

@@ -26,7 +26,7 @@ from cloister.provision.variables import SET_KEY, is_asked, without_provisioning
 from cloister.runtime.alertness import Alertness
 from cloister.runtime.attestation import SEALING_KEYS, attestation_directory
 from cloister.runtime.environment import arguments, declared, environment
-from cloister.runtime.foresight import Reads, Record
+from cloister.runtime.foresight import Record, Trail
 from cloister.runtime.journal import Journal, Level
 from cloister.runtime.keyring import DEFAULT_KEY, Keyring
 from cloister.runtime.limits import limits_of
@@ -154,26 +154,26 @@ class _Run:
             limits=limits_of(self._manifest, enclave=self._enclave is not None),
             foreseen={} if record is None else record.foreseen,
         )
-        reads = None if record is None else Reads()
+        trail = None if record is None else Trail(names=not record.foreseen)
         # What is loaded by now stays to the end; the collector need not look at it again.
         gc.freeze()
         with forwarded_signals(sandbox.forward):
             sandbox.start(plan)
-            view = self._view(reads)
+            view = self._view(trail)
             Server(sandbox.fuse, view, self._crashed, on_request=alertness.beat).serve()
             code = sandbox.result(self._journal.limit)
         if self._journal.recorder is not None:
             self._journal.recorder.ended(code, sandbox.memory)
-        if record is not None and reads is not None:
-            record.learn(reads)
+        if record is not None and trail is not None:
+            record.learn(trail)
         return code
 
-    def _view(self, reads: Reads | None) -> View:
+    def _view(self, trail: Trail | None) -> View:
         """Return what serves the tree; it counts only where the run is recorded."""
         recorder = self._journal.recorder
         if recorder is None:
-            return View(self._tree.root, reads)
-        return recorder.view(self._tree.root, reads, self._quote)
+            return View(self._tree.root, trail)
+        return recorder.view(self._tree.root, trail, self._quote)
 
     def _provision(self, settings: dict[str, str]) -> dict[str, str]:
         """Fetch the secrets that the manifest asks for; return variables for the program."""

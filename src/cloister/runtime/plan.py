@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from cloister.runtime.foresight import Spans
+from cloister.runtime.foresight import Steps
 from cloister.runtime.limits import Limits
 from cloister.runtime.tree import KernelMount
 
@@ -43,7 +43,7 @@ class Plan:
         mounts: what the kernel mounts over the tree, in order.
         host_name: name of the machine that it sees.
         limits: what it may have at most.
-        foreseen: files of the tree and ranges of them that are read ahead.
+        foreseen: what of the tree is fetched ahead.
     """
 
     executable: str
@@ -53,4 +53,4 @@ class Plan:
     mounts: list[KernelMount]
     host_name: str
     limits: Limits
-    foreseen: dict[str, Spans]
+    foreseen: Steps

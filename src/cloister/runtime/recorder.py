@@ -36,7 +36,7 @@ from cloister.report.record import (
     UsedFile,
 )
 from cloister.runtime.encrypted import EncryptedNode
-from cloister.runtime.foresight import Reads
+from cloister.runtime.foresight import Trail
 from cloister.runtime.host import HostFile
 from cloister.runtime.nodes import Directory, Handle, Node
 from cloister.runtime.plan import MemoryUse
@@ -138,12 +138,12 @@ class Recorder:
         """Remember a limit that the program reached."""
         self._limits.append(printable(reached))
 
-    def view(self, root: Directory, reads: Reads | None, quote: Node | None) -> View:
+    def view(self, root: Directory, trail: Trail | None, quote: Node | None) -> View:
         """Return a view that counts. The program starts now.
 
         Args:
             root: the node of ``/``.
-            reads: see :class:`View`.
+            trail: see :class:`View`.
             quote: the node from which the program takes quotes, if there is one.
         """
         self._program = now()
@@ -157,7 +157,7 @@ class Recorder:
                 return None  # it exists only in the tree
             return self._ledger.use(_kind(node, handle, allowed), node.place.path)
 
-        return RecordedView(root, reads, opened)
+        return RecordedView(root, trail, opened)
 
     def _quoted(self) -> None:
         first = now() if self._quotes is None else self._quotes.first
@@ -325,17 +325,17 @@ class RecordedView(View):
 
     Args:
         root: the node of ``/``.
-        reads: see :class:`View`.
+        trail: see :class:`View`.
         opened: told of every open file; returns where its use is counted, if it is.
     """
 
     def __init__(
         self,
         root: Directory,
-        reads: Reads | None,
+        trail: Trail | None,
         opened: Callable[[Node, Handle], _Use | None],
     ) -> None:
-        super().__init__(root, reads)
+        super().__init__(root, trail)
         self._tell = opened
         self._uses: dict[int, _Use] = {}
 

@@ -26,8 +26,8 @@ from cloister.fuse.filesystem import (
 from cloister.fuse.protocol import ROOT_NODE, OpenFlag
 from cloister.runtime import linux
 from cloister.runtime.directory import HostDirectory, relocate
-from cloister.runtime.foresight import Reads
-from cloister.runtime.nodes import Directory, Handle, Node, refuse
+from cloister.runtime.foresight import Trail
+from cloister.runtime.nodes import FOREVER, Directory, Handle, Node, refuse
 
 _UNKNOWN_NUMBER = 0xFFFFFFFF
 """Inode number of names that the kernel lists before it looked them up."""
@@ -72,11 +72,12 @@ class View(Filesystem):
 
     Args:
         root: the node of ``/``.
-        reads: is told of all reads of trusted and encrypted files.
+        trail: is told of what is worth fetching ahead in the next run.
     """
 
-    def __init__(self, root: Directory, reads: Reads | None = None) -> None:
-        self._reads = reads
+    def __init__(self, root: Directory, trail: Trail | None = None) -> None:
+        self._trail = trail
+        self._names = trail if trail is not None and trail.names else None
         self._numbers = itertools.count(ROOT_NODE + 1)
         self._known: dict[int, _Known] = {ROOT_NODE: _Known(ROOT_NODE, root)}
         self._handle_numbers = itertools.count(1)
@@ -87,6 +88,13 @@ class View(Filesystem):
 
     def lookup(self, parent: int, name: bytes) -> Entry:
         """See :class:`Filesystem`. A name that does not exist is remembered as such."""
+        entry = self.entry(parent, name)
+        if self._names is not None and entry.name_seconds == FOREVER:
+            self._names.name(f"{self._known[parent].path().rstrip('/')}/{os.fsdecode(name)}")
+        return entry
+
+    def entry(self, parent: int, name: bytes) -> Entry:
+        """See :class:`Filesystem`."""
         place = self._known[parent]
         directory = self._directory(parent)
         known = place.children.get(name)
@@ -280,10 +288,10 @@ class View(Filesystem):
     def read(self, node: int, handle: int, offset: int, size: int) -> bytes | memoryview:
         """See :class:`Filesystem`."""
         data = self._handles[handle].read(offset, size)
-        if self._reads is not None:
+        if self._trail is not None:
             known = self._known[node]
             if known.node.costs_reading:
-                self._reads.note(node, known.path, offset, len(data))
+                self._trail.read(node, known.path, offset, len(data))
         return data
 
     def write(self, node: int, handle: int, offset: int, data: memoryview) -> int:
@@ -324,6 +332,8 @@ class View(Filesystem):
         """List from a snapshot, so that a stream sees each name once; a rewind takes a new one."""
         if offset == 0:
             self._listings[handle] = self._listing(node)
+            if self._names is not None and self._directory(node).attribute_seconds == FOREVER:
+                self._names.name(f"{self._known[node].path().rstrip('/')}/")
         return itertools.islice(self._listings[handle], offset, None)
 
     def _listing(self, node: int) -> list[Listed]:
