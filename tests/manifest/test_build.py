@@ -180,7 +180,7 @@ def test_a_missing_file_is_named(template: Path, name: str) -> None:
     made(template)
     (template.parent / name).unlink()
     with pytest.raises(InputError, match=f"{name}: does not exist"):
-        load_signed(template.parent / "app")
+        _ = load_signed(template.parent / "app").trusted
 
 
 def test_a_changed_index_is_refused(template: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_changed_index_is_refused(template: Path) -> None:
     index = template.parent / "app.index"
     index.write_bytes(index.read_bytes()[:-1] + b"\xff")
     with pytest.raises(TrustedIndexError, match=r"app.index: .*SHA-256"):
-        load_signed(template.parent / "app")
+        _ = load_signed(template.parent / "app").trusted
 
 
 def test_an_unsigned_manifest_is_refused(template: Path) -> None:
@@ -197,7 +197,7 @@ def test_an_unsigned_manifest_is_refused(template: Path) -> None:
     with pytest.raises(
         ManifestError, match=r"app.manifest.sgx:6: sgx.trusted_files\[0\]: .*no sha"
     ):
-        load_signed(template.parent / "app")
+        _ = load_signed(template.parent / "app").trusted
 
 
 def test_a_template_cannot_bring_its_own_index(template: Path) -> None:

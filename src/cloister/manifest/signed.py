@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,24 +27,44 @@ class SignedEnclave:
     """The signed files of an application, loaded.
 
     Attributes:
+        app: path without suffix.
         manifest_bytes: the signed manifest, as it is measured.
         manifest: the same, validated.
-        trusted: digests of the trusted files.
         sigstruct: SIGSTRUCT, 1808 bytes; not verified here, the platform does that.
         known: what an enclave has kept, or may keep, of the validated manifest.
         recalled: whether ``manifest`` comes from there, and still is to be confirmed.
     """
 
+    app: Path
     manifest_bytes: bytes
     manifest: Manifest
-    trusted: TrustedIndex
     sigstruct: bytes
     known: KnownManifest
     recalled: bool
 
+    @functools.cached_property
+    def trusted(self) -> TrustedIndex:
+        """Digests of the trusted files; the index is loaded when it is first asked for.
+
+        Raises:
+            InputError: ``APP.index`` is missing, or the manifest is not signed.
+            TrustedIndexError: the index is not the signed one.
+        """
+        reference = self.manifest.cloister.trusted_index
+        if reference is not None:
+            return _indexed(self.app, reference)
+        hashes: dict[str, bytes] = {}
+        for line, file in enumerate(self.manifest.sgx.trusted_files):
+            if file.sha256 is None:
+                raise _text(self.app, self.manifest_bytes).trusted_file_problem(
+                    line, f"{file.uri} has no sha256", "this manifest is not signed; build it"
+                )
+            hashes[file.path] = bytes.fromhex(file.sha256)
+        return TrustedIndex.from_hashes(hashes)
+
 
 def load_signed(app: Path, *, platform: str | None = None) -> SignedEnclave:
-    """Load ``APP.manifest.sgx``, ``APP.sig`` and, where the manifest names one, ``APP.index``.
+    """Load ``APP.manifest.sgx`` and ``APP.sig``.
 
     Args:
         app: path without suffix.
@@ -52,25 +73,19 @@ def load_signed(app: Path, *, platform: str | None = None) -> SignedEnclave:
 
     Raises:
         InputError: a file is missing, or the manifest is not one.
-        TrustedIndexError: the index is not the signed one.
     """
-    manifest_path = beside(app, ".manifest.sgx")
-    data = _read_built(manifest_path, app)
+    data = _read_built(beside(app, ".manifest.sgx"), app)
     sigstruct = _read_built(beside(app, ".sig"), app)
     known = KnownManifest(data_home() / "manifests" / (platform or ""), data, sigstruct)
     recalled = None if platform is None else known.recall()
     if recalled is not None and recalled.cloister.trusted_index is not None:
         manifest = recalled
-        trusted = _indexed(app, recalled.cloister.trusted_index)
     else:
-        from cloister.manifest.parse import ManifestText
-
-        text = ManifestText(data.decode("utf-8", "replace"), str(manifest_path))
-        manifest, trusted = text.manifest, _trusted(app, text)
+        manifest = _text(app, data).manifest
     return SignedEnclave(
+        app=app,
         manifest_bytes=data,
         manifest=manifest,
-        trusted=trusted,
         sigstruct=sigstruct,
         known=known,
         recalled=manifest is recalled,
@@ -85,18 +100,10 @@ def _indexed(app: Path, reference: IndexReference) -> TrustedIndex:
         raise TrustedIndexError(f"{path}: {error.message}") from error
 
 
-def _trusted(app: Path, text: ManifestText) -> TrustedIndex:
-    reference = text.manifest.cloister.trusted_index
-    if reference is not None:
-        return _indexed(app, reference)
-    hashes: dict[str, bytes] = {}
-    for line, file in enumerate(text.manifest.sgx.trusted_files):
-        if file.sha256 is None:
-            raise text.trusted_file_problem(
-                line, f"{file.uri} has no sha256", "this manifest is not signed; build it"
-            )
-        hashes[file.path] = bytes.fromhex(file.sha256)
-    return TrustedIndex.from_hashes(hashes)
+def _text(app: Path, data: bytes) -> ManifestText:
+    from cloister.manifest.parse import ManifestText
+
+    return ManifestText(data.decode("utf-8", "replace"), str(beside(app, ".manifest.sgx")))
 
 
 def _read_built(path: Path, app: Path) -> bytes:

@@ -55,7 +55,8 @@ class Program:
         arguments: from the command line; the manifest decides whether they count.
         host_environment: the caller's environment; likewise.
         debug: show tracebacks of our own defects.
-        trusted: digests of the trusted files; None in direct mode, where nothing is checked.
+        trusted: returns the digests of the trusted files; None in direct mode, where nothing is
+            checked.
         rules: access rules in place of the manifest's own, for watching a run in direct mode.
         log_level: how much is told, in place of ``loader.log_level``.
     """
@@ -64,7 +65,7 @@ class Program:
     base: Path
     arguments: Sequence[str] = ()
     host_environment: Mapping[str, str] = field(default_factory=dict)
-    trusted: TrustedIndex | None = None
+    trusted: Callable[[], TrustedIndex] | None = None
     debug: bool = False
     rules: Rules | None = None
     log_level: str | None = None
@@ -307,12 +308,13 @@ def _plain_rules(program: Program, journal: Journal) -> Rules:
     if program.trusted is None:
         return program.rules or DirectRules()
     sgx = program.manifest.sgx
+    trusted = program.trusted()
     logs = sgx.file_check_policy == "allow_all_but_log"
     allowed = [uri.partition(":")[2] for uri in sgx.allowed_files]
     return EnclaveRules(
-        program.trusted.lookup,
+        trusted.lookup,
         allowed,
-        program.trusted,
+        trusted,
         let_through=journal.let_through if logs else None,
         base=str(program.base),
     )

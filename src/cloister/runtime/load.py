@@ -29,6 +29,7 @@ class SignedProgram:
         Raises:
             EnclaveStartError: the platform refuses: files and signature do not fit. Or the
                 manifest was recalled, and this enclave does not confirm it.
+            InputError, TrustedIndexError: the index of trusted files is missing or another one.
         """
         from cloister.platforms.image import runtime_image
 
@@ -40,6 +41,7 @@ class SignedProgram:
             enclave_size=sgx.enclave_size,
             max_threads=sgx.max_threads,
             edmm=sgx.edmm_enable,
+            meanwhile=lambda: signed.trusted,
         )
         try:
             key = enclave.sealing_key(SealingPolicy.MRENCLAVE)
@@ -72,7 +74,7 @@ def enclave_program(
         base=_base(app),
         arguments=arguments,
         host_environment=environment,
-        trusted=signed.trusted,
+        trusted=lambda: signed.trusted,
         debug=debug,
     )
     return SignedProgram(program, signed)

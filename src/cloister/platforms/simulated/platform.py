@@ -82,6 +82,7 @@ class SimulatedPlatform:
         enclave_size: int,
         max_threads: int,
         edmm: bool,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> SimulatedEnclave:
         """Measure and start an enclave; see :meth:`cloister.platforms.base.Platform.start`."""
         signed = Sigstruct.unpack(sigstruct)
@@ -96,8 +97,12 @@ class SimulatedPlatform:
 
         certified = self._store.open(self._clock())
         device = certified.device
+        try:
+            meanwhile()
+        finally:
+            mrenclave = measured()
         processor = Processor(fused=device.fused, report_key_id=secrets.token_bytes(32))
-        identity = processor.einit(signed, measured=measured())
+        identity = processor.einit(signed, measured=mrenclave)
         quoting = QuotingEnclave(processor, device.pck_key, certified.chain.to_pem())
         return SimulatedEnclave(identity, processor, quoting)
 
