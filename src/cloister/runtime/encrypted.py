@@ -66,13 +66,14 @@ class EncryptedNode(Node):
         self._anchor = -1  # the host's file, also when its name is gone
         self._written_ns: int | None = None  # when, if the host does not know it yet
         self._handles = 0
+        self._just_probed: int | None = None  # plaintext size, for who made the node to see it
         if not self._opens():
             # Only removal works on such a file; the kernel must ask again before every use.
             self.attribute_seconds = 0.0
 
     def _opens(self) -> bool:
         try:
-            self._plain_size()
+            self._just_probed = self._plain_size()
         except FileNotFoundError:
             return True  # about to be created
         except OSError:
@@ -108,8 +109,11 @@ class EncryptedNode(Node):
             raise
 
     def _plain_size(self) -> int:
+        probed, self._just_probed = self._just_probed, None
         if self._engine is not None:
             return self._engine.size
+        if probed is not None:
+            return probed
         from cloister.encrypted.file import probe_size
 
         with self.translated(Intent.READ):
