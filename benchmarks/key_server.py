@@ -42,6 +42,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from OpenSSL import SSL
 
+from cloister.connect import connect_tcp
 from cloister.platforms.simulated import SimulatedEnclave, SimulatedPlatform
 from cloister.provision.certificates import make_server_certificates
 from cloister.provision.protocol import REQUEST
@@ -146,7 +147,7 @@ def connect_often(work: Path, identity: str, port: int, count: int) -> None:
     def connect() -> None:
         for _ in range(count // THREADS):
             with (
-                socket.create_connection(("localhost", port), 30) as raw,
+                connect_tcp("localhost", port, 30) as raw,
                 context.wrap_socket(raw, server_hostname="localhost") as tls,
             ):
                 if released:
@@ -261,9 +262,11 @@ def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 def start_enclave(platform: SimulatedPlatform) -> SimulatedEnclave:
     key = load_pem_private_key((SIGNING / "key.pem").read_bytes(), password=None)
     assert isinstance(key, RSAPrivateKey)
-    image, shape = (SIGNING / "pal.so").read_bytes(), {"enclave_size": 1 << 24, "max_threads": 1}
+    image, size, threads = (SIGNING / "pal.so").read_bytes(), 1 << 24, 1
     sigstruct = Sigstruct(
-        mr_enclave=measure(b"manifest", image, edmm=True, **shape).mrenclave,
+        mr_enclave=measure(
+            b"manifest", image, edmm=True, enclave_size=size, max_threads=threads
+        ).mrenclave,
         modulus=key.public_key().public_numbers().n,
         flags=4,
         xfrm=3,
@@ -276,7 +279,12 @@ def start_enclave(platform: SimulatedPlatform) -> SimulatedEnclave:
         date=0x20260102,
     ).sign(key)
     return platform.start(
-        manifest=b"manifest", sigstruct=sigstruct.pack(), image=image, edmm=True, **shape
+        manifest=b"manifest",
+        sigstruct=sigstruct.pack(),
+        image=image,
+        edmm=True,
+        enclave_size=size,
+        max_threads=threads,
     )
 
 
