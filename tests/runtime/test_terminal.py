@@ -136,9 +136,10 @@ def test_an_interrupt_by_kill_is_forwarded(python: App) -> None:
 def test_window_size_and_raw_mode(python: App) -> None:
     code = (
         "import os, signal, sys, termios, tty, time\n"
-        "show = lambda *_: print('now', os.get_terminal_size(), flush=True)\n"
-        "signal.signal(signal.SIGWINCH, show)\n"
-        "print('first', os.get_terminal_size(), flush=True)\n"
+        # os.write, since the signal may come while another line is being printed.
+        "show = lambda word: os.write(1, f'{word} {os.get_terminal_size()}\\n'.encode())\n"
+        "signal.signal(signal.SIGWINCH, lambda *_: show('now'))\n"
+        "show('first')\n"
         "while os.get_terminal_size().lines != 50: time.sleep(0.05)\n"
         "before = termios.tcgetattr(0); tty.setraw(0)\n"
         "print('raw', flush=True); key = os.read(0, 1)\n"
@@ -177,6 +178,7 @@ def test_job_control_of_the_callers_shell(python: App) -> None:
         shell.wait_for("started\r\n")
         shell.type("\x1a")
         shell.wait_for("Stopped")
+        shell.wait_for("$ ")
         shell.type("fg\n")
         time.sleep(0.5)
         shell.type("a line\n")
