@@ -38,15 +38,16 @@ class HashCache:
         self._path = path
         self._records = b""
         self._index = TrustedIndex.from_hashes({})
+        self._numbers: dict[str, int] = {}
         if path is not None:
             self._load(path)
 
     def get(self, name: str, stamp: bytes) -> TrustedEntry | None:
         """Return the digests of file ``name`` if it still has ``stamp``."""
-        number = self._index.number(name)
+        number = self._numbers.get(name)
         if number is None or not self._records.startswith(stamp, number * _RECORD.size):
             return None
-        return self._index.lookup(name)
+        return self._index.entry(number)
 
     def store(
         self, new: Mapping[str, tuple[bytes, TrustedEntry]], used: Iterable[str], today: int
@@ -62,7 +63,7 @@ class HashCache:
             return
         records = {
             name: record
-            for name, record in zip(self._index, self._all_records(), strict=True)
+            for name, record in zip(self._numbers, self._all_records(), strict=True)
             if _RECORD.unpack(record)[1] > today - _KEEP_DAYS
         }
         records.update(
@@ -71,7 +72,10 @@ class HashCache:
             if name in records
         )
         records.update((name, _RECORD.pack(stamp, today)) for name, (stamp, _) in new.items())
-        entries = {name: new[name][1] if name in new else self._entry(name) for name in records}
+        entries = {
+            name: new[name][1] if name in new else self._index.entry(self._numbers[name])
+            for name in records
+        }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, _pack(records, entries), mode=0o600)
 
@@ -79,15 +83,10 @@ class HashCache:
         for at in range(0, len(self._records), _RECORD.size):
             yield self._records[at : at + _RECORD.size]
 
-    def _entry(self, name: str) -> TrustedEntry:
-        entry = self._index.lookup(name)
-        assert entry is not None  # noqa: S101  (every record has its entry)
-        return entry
-
     def _load(self, path: Path) -> None:
         """Load the file; whatever is wrong with it, an empty cache is right."""
         try:
-            self._records, self._index = _unpack(_read_own(path))
+            self._records, self._index, self._numbers = _unpack(_read_own(path))
         except (OSError, TrustedIndexError):
             return
 
@@ -113,7 +112,7 @@ def _pack(records: Mapping[str, bytes], entries: Mapping[str, TrustedEntry]) -> 
     return hashlib.sha256(body).digest() + body
 
 
-def _unpack(data: bytes) -> tuple[bytes, TrustedIndex]:
+def _unpack(data: bytes) -> tuple[bytes, TrustedIndex, dict[str, int]]:
     body = data[_DIGEST_SIZE:]
     if hashlib.sha256(body).digest() != data[:_DIGEST_SIZE] or len(body) < _COUNT.size:
         raise TrustedIndexError("cache of hashes: damaged")
@@ -121,9 +120,10 @@ def _unpack(data: bytes) -> tuple[bytes, TrustedIndex]:
     end = _COUNT.size + count * _RECORD.size
     raw = body[end:]
     index = TrustedIndex.load(raw, hashlib.sha256(raw).digest())
-    if len(index) != count:
+    numbers = {name: number for number, name in enumerate(index)}
+    if len(numbers) != count:
         raise TrustedIndexError("cache of hashes: damaged")
-    return body[_COUNT.size : end], index
+    return body[_COUNT.size : end], index, numbers
 
 
 class Memo:

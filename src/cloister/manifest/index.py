@@ -2,26 +2,35 @@
 
 A manifest with tens of thousands of trusted files takes seconds to parse. The signed manifest
 therefore holds only the digest of this index, and the index is laid out so that loading it is one
-hash and one split. Layout, all numbers little endian:
+hash and nothing else; nothing is parsed before it is asked for. Layout, all numbers little endian:
 
 ====================  =================================================================
-header                ``CLOINDEX``, u32 version 1, u32 chunk size 65536, u32 number of
+header                ``CLOINDEX``, u32 version 2, u32 chunk size 65536, u32 number of
                       files, u32 size of the names in bytes, u64 number of chunk digests
 records               a file: u64 size, 32 bytes SHA-256, u64 number of its first chunk.
                       All ones as size: only the SHA-256 is known, there are no chunks. All
                       zeros as SHA-256: only the chunks are known
-names                 UTF-8, in the order of the records, each but the last followed by NUL
+keys                  u64 for each file: the first 8 bytes of SHA-256 of its name; ascending
+numbers               u32 for each key: the number of its file, from 0
+places                u32 for each file: where its name begins in the names; and one more,
+                      the size of the names
+names                 UTF-8, in the order of the records, each followed by NUL
 chunk digests         32 bytes SHA-256 each; the last chunk of a file may be short
 ====================  =================================================================
 
-Files are sorted by name, so that equal inputs give equal bytes.
+Files are sorted by the bytes of their names, so that equal inputs give equal bytes. A name is found
+by halving the keys: an index whose keys are in disorder, though signed, does not find its files.
 """
 
 from __future__ import annotations
 
+import array
+import bisect
 import hashlib
 import hmac
+import itertools
 import struct
+import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -33,9 +42,13 @@ DIGEST_SIZE = 32
 UNKNOWN_SIZE = -1
 
 _MAGIC = b"CLOINDEX"
-_VERSION = 1
+_VERSION = 2
 _HEADER = struct.Struct("<8sIIIIQ")
 _RECORD = struct.Struct("<Q32sQ")
+_KEY = struct.Struct("<Q")
+_NUMBER = struct.Struct("<I")
+_PLACE = struct.Struct("<I")
+_BOUNDS = struct.Struct("<II")
 _ENCODING = ("utf-8", "surrogateescape")
 _ONLY_HASH = 0xFFFF_FFFF_FFFF_FFFF
 _NO_DIGEST = bytes(DIGEST_SIZE)
@@ -84,19 +97,38 @@ def write_index(entries: Mapping[str, TrustedEntry]) -> bytes:
         first = len(digests) // DIGEST_SIZE
         records += _RECORD.pack(_ONLY_HASH if only_hash else size, sha256, first)
         digests += chunks
-    blob = "\0".join(names).encode(*_ENCODING)
+    encoded = [name.encode(*_ENCODING) for name in names]
+    keys = sorted((_key(name), number) for number, name in enumerate(encoded))
+    places = itertools.accumulate((len(name) + 1 for name in encoded), initial=0)
+    blob = b"".join(name + b"\0" for name in encoded)
     header = _HEADER.pack(
         _MAGIC, _VERSION, CHUNK_SIZE, len(names), len(blob), len(digests) // DIGEST_SIZE
     )
-    return b"".join((header, records, blob, digests))
+    search = (
+        *(_KEY.pack(key) for key, _ in keys),
+        *(_NUMBER.pack(number) for _, number in keys),
+        *map(_PLACE.pack, places),
+    )
+    return b"".join((header, records, *search, blob, digests))
 
 
 class TrustedIndex:
     """Finds the digests of a trusted file by its URI path. Made by the named constructors."""
 
-    def __init__(self, numbers: dict[str, int], records: bytes, digests: bytes) -> None:
-        self._numbers = numbers
+    def __init__(
+        self,
+        records: memoryview,
+        keys: array.array[int],
+        numbers: memoryview,
+        places: memoryview,
+        names: memoryview,
+        digests: memoryview,
+    ) -> None:
         self._records = records
+        self._keys = keys
+        self._numbers = numbers
+        self._places = places
+        self._names = names
         self._digests = digests
 
     @classmethod
@@ -114,16 +146,7 @@ class TrustedIndex:
             raise TrustedIndexError(
                 "index of trusted files: its SHA-256 is not the one in the signed manifest"
             )
-        count, names_size, digest_count = _read_header(data)
-        names_at = _HEADER.size + count * _RECORD.size
-        digests_at = names_at + names_size
-        if digests_at + digest_count * DIGEST_SIZE != len(data):
-            raise TrustedIndexError("index of trusted files: its parts do not add up to its size")
-        blob = data[names_at:digests_at].decode(*_ENCODING)
-        numbers = dict(zip(blob.split("\0") if count else (), range(count), strict=False))
-        if len(numbers) != count or blob.count("\0") != max(count - 1, 0):
-            raise TrustedIndexError("index of trusted files: names are missing or double")
-        return cls(numbers, data[_HEADER.size : names_at], data[digests_at:])
+        return cls._parse(data)
 
     @classmethod
     def from_hashes(cls, hashes: Mapping[str, bytes]) -> TrustedIndex:
@@ -132,50 +155,113 @@ class TrustedIndex:
         Args:
             hashes: URI path -> SHA-256 of the whole file, 32 bytes.
         """
-        numbers = {normalise(path): number for number, path in enumerate(hashes)}
-        records = b"".join(_RECORD.pack(_ONLY_HASH, sha256, 0) for sha256 in hashes.values())
-        return cls(numbers, records, b"")
+        return cls._parse(
+            write_index(
+                {
+                    normalise(path): TrustedEntry(UNKNOWN_SIZE, sha256, b"")
+                    for path, sha256 in hashes.items()
+                }
+            )
+        )
+
+    @classmethod
+    def _parse(cls, data: bytes) -> TrustedIndex:
+        count, names_size, digest_count = _read_header(data)
+        sizes = (
+            *(_HEADER.size, count * _RECORD.size, count * _KEY.size, count * _NUMBER.size),
+            *((count + 1) * _PLACE.size, names_size, digest_count * DIGEST_SIZE),
+        )
+        if sum(sizes) != len(data):
+            raise TrustedIndexError("index of trusted files: its parts do not add up to its size")
+        view = memoryview(data)
+        _, records, keys, *others = (
+            view[end - size : end]
+            for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)
+        )
+        return cls(records, _numbers_of(keys), *others)
 
     def lookup(self, path: str) -> TrustedEntry | None:
         """Return what is known of the file with the normalised URI path ``path``, or None.
 
         Raises:
-            TrustedIndexError: the file's chunks lie outside the index.
+            TrustedIndexError: its name or its chunks lie outside the index.
         """
-        number = self._numbers.get(path)
-        if number is None:
-            return None
+        number = self.number(path)
+        return None if number is None else self.entry(number)
+
+    def number(self, path: str) -> int | None:
+        """Return the place of ``path`` in the order of the names, from 0, or None.
+
+        Raises:
+            TrustedIndexError: a name lies outside the index.
+        """
+        name = path.encode(*_ENCODING)
+        key = _key(name)
+        for at in range(bisect.bisect_left(self._keys, key), len(self._keys)):
+            if self._keys[at] != key:
+                break
+            (number,) = _NUMBER.unpack_from(self._numbers, at * _NUMBER.size)
+            if number < len(self) and self._name(number) == name:
+                return int(number)
+        return None
+
+    def entry(self, number: int) -> TrustedEntry:
+        """Return what is known of the file with this :meth:`number`.
+
+        Raises:
+            TrustedIndexError: its chunks lie outside the index.
+        """
         size, sha256, first = _RECORD.unpack_from(self._records, number * _RECORD.size)
         if size == _ONLY_HASH:
             return TrustedEntry(UNKNOWN_SIZE, sha256, b"")
         start = first * DIGEST_SIZE
         end = start + chunk_count(size) * DIGEST_SIZE
         if end > len(self._digests):
-            raise TrustedIndexError(f"index of trusted files: the chunks of {path} lie outside it")
+            raise TrustedIndexError(f"index of trusted files: chunks of file {number} lie outside")
         known = sha256 if sha256 != _NO_DIGEST else b""
-        return TrustedEntry(size, known, self._digests[start:end])
-
-    def number(self, path: str) -> int | None:
-        """Return the place of ``path`` in the order of the names, from 0, or None."""
-        return self._numbers.get(path)
+        return TrustedEntry(size, known, bytes(self._digests[start:end]))
 
     def entries(self) -> Iterator[tuple[str, TrustedEntry]]:
         """Iterate over the URI paths and what is known of each.
 
         Raises:
-            TrustedIndexError: the chunks of a file lie outside the index.
+            TrustedIndexError: names are missing, or the chunks of a file lie outside the index.
         """
-        for path in self._numbers:
-            entry = self.lookup(path)
-            if entry is not None:
-                yield path, entry
+        for number, path in enumerate(self):
+            yield path, self.entry(number)
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._keys)
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the URI paths."""
-        return iter(self._numbers)
+        """Iterate over the URI paths.
+
+        Raises:
+            TrustedIndexError: names are missing.
+        """
+        names = bytes(self._names).decode(*_ENCODING).split("\0")[:-1]
+        if len(names) != len(self):
+            raise TrustedIndexError("index of trusted files: names are missing, or too many")
+        return iter(names)
+
+    def _name(self, number: int) -> bytes:
+        start, following = _BOUNDS.unpack_from(self._places, number * _PLACE.size)
+        if not start < following <= len(self._names):
+            raise TrustedIndexError(f"index of trusted files: the name of file {number} is broken")
+        return bytes(self._names[start : following - 1])
+
+
+def _key(name: bytes) -> int:
+    """Return what a name is searched by."""
+    (key,) = _KEY.unpack_from(hashlib.sha256(name).digest())
+    return int(key)
+
+
+def _numbers_of(keys: memoryview) -> array.array[int]:
+    numbers = array.array("Q", bytes(keys))
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
 
 
 def _read_header(data: bytes) -> tuple[int, int, int]:
@@ -184,6 +270,11 @@ def _read_header(data: bytes) -> tuple[int, int, int]:
             f"index of trusted files: {len(data)} bytes, too short for a header"
         )
     magic, version, chunk_size, count, names_size, digest_count = _HEADER.unpack_from(data)
-    if (magic, version, chunk_size) != (_MAGIC, _VERSION, CHUNK_SIZE):
-        raise TrustedIndexError("index of trusted files: not an index of version 1")
+    if magic == _MAGIC and version != _VERSION:
+        raise TrustedIndexError(
+            f"index of trusted files: version {version}, expected {_VERSION}",
+            hint="another version of Cloister built it; build again",
+        )
+    if (magic, chunk_size) != (_MAGIC, CHUNK_SIZE):
+        raise TrustedIndexError("index of trusted files: not an index")
     return count, names_size, digest_count

@@ -97,7 +97,7 @@ def _indexed(app: Path, reference: IndexReference) -> TrustedIndex:
     try:
         return TrustedIndex.load(_read_built(path, app), bytes.fromhex(reference.sha256))
     except TrustedIndexError as error:
-        raise TrustedIndexError(f"{path}: {error.message}") from error
+        raise TrustedIndexError(f"{path}: {error.message}", hint=error.hint) from error
 
 
 def _text(app: Path, data: bytes) -> ManifestText:
