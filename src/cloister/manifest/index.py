@@ -98,18 +98,17 @@ def write_index(entries: Mapping[str, TrustedEntry]) -> bytes:
         records += _RECORD.pack(_ONLY_HASH if only_hash else size, sha256, first)
         digests += chunks
     encoded = [name.encode(*_ENCODING) for name in names]
-    keys = sorted((_key(name), number) for number, name in enumerate(encoded))
+    keys = [_key(name) for name in encoded]
+    numbers = sorted(range(len(keys)), key=keys.__getitem__)
     places = itertools.accumulate((len(name) + 1 for name in encoded), initial=0)
+    search = struct.pack(
+        f"<{len(keys)}Q{len(keys)}I{len(keys) + 1}I", *sorted(keys), *numbers, *places
+    )
     blob = b"".join(name + b"\0" for name in encoded)
     header = _HEADER.pack(
         _MAGIC, _VERSION, CHUNK_SIZE, len(names), len(blob), len(digests) // DIGEST_SIZE
     )
-    search = (
-        *(_KEY.pack(key) for key, _ in keys),
-        *(_NUMBER.pack(number) for _, number in keys),
-        *map(_PLACE.pack, places),
-    )
-    return b"".join((header, records, *search, blob, digests))
+    return b"".join((header, records, search, blob, digests))
 
 
 class TrustedIndex:
