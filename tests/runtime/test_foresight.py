@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,3 +159,15 @@ def test_only_the_right_key_opens_a_record(tmp_path: Path) -> None:
     (theirs,) = set(path.parent.iterdir()) - {path}
     theirs.write_bytes(path.read_bytes())
     assert Record(tmp_path / "new" / "reads", b"l" * 16, ["a"]).foreseen == {}
+
+
+def test_names_as_deep_as_a_program_likes(app: App) -> None:
+    """The trail notes whole paths; their depth is the program's choice."""
+    (app.directory / "secret").mkdir()
+    app.mount("/secret", "file:secret", "encrypted")
+    app.settings["fs.insecure__keys.default"] = f'"{KEY}"'
+    deeper = "i=0; while [ $i -lt 1500 ]; do mkdir d; cd -P d; i=$((i+1)); done"
+    done = app.enclave_shell(f"cd /secret; {deeper}; ls nothing", expect=2)
+    subprocess.run(["rm", "-rf", "secret"], cwd=app.directory, check=True)  # too deep for Python
+    assert "cannot access 'nothing'" in done.stderr
+    assert "internal error" not in done.stderr

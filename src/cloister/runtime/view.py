@@ -50,10 +50,12 @@ class _Known:
 
     def path(self) -> str:
         """Return the path inside the tree; without a name only the slash."""
-        if not self.places:
-            return "/"
-        parent, name = self.places[0]
-        return f"{parent.path().rstrip('/')}/{os.fsdecode(name)}"
+        names: list[bytes] = []
+        at = self
+        while at.places:
+            at, name = at.places[0]
+            names.append(name)
+        return "/" + os.fsdecode(b"/".join(reversed(names)))
 
     def put(self, parent: _Known, name: bytes) -> None:
         """Give the node a name."""
