@@ -89,4 +89,5 @@ def test_arguments_that_the_stack_cannot_hold(app: App) -> None:
     app.settings["loader.env.LARGE"] = json.dumps("x" * 100_000)
     app.settings["loader.env.LARGE2"] = json.dumps("x" * 100_000)
     done = app.direct(["/bin/true"], expect=1)
-    assert "Argument list too long; sys.stack.size has to hold them" in done.stderr
+    assert "cannot start: Argument list too long" in done.stderr
+    assert "hint: sys.stack.size has to hold arguments and environment" in done.stderr

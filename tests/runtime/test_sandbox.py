@@ -34,7 +34,28 @@ def test_a_missing_program_is_told(app: App) -> None:
     done = app.direct(["/bin/there-is-no-such-program"], expect=1)
     assert done.stderr == (
         "cloister: error: /bin/there-is-no-such-program: cannot start: No such file or directory\n"
+        "hint: libos.entrypoint is a path inside the tree: does an entry of fs.mounts show it, and"
+        " is the file there on the host? cloister run --shell looks around inside\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "reason", "hint"),
+    [
+        ("#!/bin/sh\n", 0o644, "Permission denied", "is it executable (chmod +x)"),
+        ("plain text\n", 0o755, "Exec format error", "nor a script that begins with #!"),
+    ],
+)
+def test_a_file_that_is_no_program_is_told(
+    app: App, content: str, mode: int, reason: str, hint: str
+) -> None:
+    file = app.directory / "program"
+    file.write_text(content)
+    file.chmod(mode)
+    app.mounts.append(f'{{ path = "/program", uri = "file:{file}" }}')
+    done = app.direct(["/program"], expect=1)
+    assert done.stderr.startswith(f"cloister: error: /program: cannot start: {reason}\nhint: ")
+    assert hint in done.stderr
 
 
 def test_arguments_that_the_manifest_does_not_let_in(app: App) -> None:

@@ -39,6 +39,15 @@ from cloister.runtime.tree import ABSENT_FILE, EMPTY_DIRECTORY, HIDDEN, KernelMo
 _STAGING = "/tmp"  # noqa: S108  (covered by a mount that only the new namespace sees)
 _LAST_STANDARD_STREAM = 2
 
+_HINTS = {
+    errno.ENOENT: "libos.entrypoint is a path inside the tree: does an entry of fs.mounts show it,"
+    " and is the file there on the host? cloister run --shell looks around inside",
+    errno.EACCES: "is it executable (chmod +x), and does sgx.trusted_files list it?",
+    errno.ENOEXEC: "it is no program of this machine, nor a script that begins with #!",
+    errno.E2BIG: "sys.stack.size has to hold arguments and environment",
+}
+"""What to do where the program could not be started."""
+
 
 def enter_namespaces(
     parents: socket.socket, control: socket.socket, uid: int, gid: int
@@ -266,9 +275,9 @@ def _become_program(control: socket.socket, init: socket.socket, plan: Plan) -> 
         impose(plan.limits)
         os.execve(plan.executable, plan.arguments, plan.environment)
     except OSError as error:
-        hint = "; sys.stack.size has to hold them" if error.errno == errno.E2BIG else ""
         name = error.filename or plan.executable
-        _fail(control, f"{name}: cannot start: {error.strerror}{hint}")
+        hint = _HINTS.get(error.errno or 0, "")
+        _fail(control, f"{name}: cannot start: {error.strerror}\0{hint}")
     except ValueError as error:
         _fail(control, f"{plan.executable}: cannot start: {error}")
 

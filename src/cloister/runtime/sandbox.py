@@ -144,7 +144,8 @@ class Sandbox:
                 message = self._receive(value).decode("utf-8", "replace")
                 if message.startswith(PREPARING):
                     raise SandboxError(message)
-                raise ProgramStartError(message)
+                what, _, hint = message.partition("\0")
+                raise ProgramStartError(what, hint=hint or None)
         except ConnectionError:
             return 128 + signal.SIGKILL
         return int(value)
