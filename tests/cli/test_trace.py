@@ -105,8 +105,56 @@ def test_merging_what_another_run_opens(work: Path) -> None:
     assert "cloister: trusted now: file:in.txt" in merged.stderr
     old = tomli.loads((work / "t.manifest").read_text())
     new = tomli.loads((work / "merged.manifest").read_text())
-    assert new["sgx"]["trusted_files"] == [*old["sgx"]["trusted_files"], "file:in.txt"]
+    assert set(new["sgx"]["trusted_files"]) == {*old["sgx"]["trusted_files"], "file:in.txt"}
     assert new["fs"] == old["fs"]
+
+
+TEMPLATE = """\
+# What the author wrote stays.
+{% set python = python_environment(interpreter) %}
+libos.entrypoint = "{{ python.executable }}"
+loader.argv = ["python", "-c", "print(open('in.txt').read(), open('two words.txt').read())"]
+loader.env.PYTHONDONTWRITEBYTECODE = "1"
+fs.start_dir = "/work"
+fs.mounts = [
+  { path = "/work", uri = "file:." },
+{% for directory in python.directories %}
+  { path = "{{ directory }}", uri = "file:{{ directory }}" },
+{% endfor %}
+]
+TRUSTED[
+{% for uri in python.trusted_files %}
+  "{{ uri }}",
+{% endfor %}
+]
+"""
+
+
+@pytest.mark.parametrize(
+    "array",
+    ["sgx.trusted_files = ", "[sgx]\ntrusted_files = ", 'sgx."trusted_files" = '],
+    ids=["dotted", "table", "quoted"],
+)
+def test_merging_into_a_template(work: Path, array: str) -> None:
+    """Files are added to the template, if that has the intended effect; else its author is told."""
+    (work / "two words.txt").write_text("world")
+    template = TEMPLATE.replace("TRUSTED", array)
+    (work / "t.manifest.template").write_text(template)
+    words = ["--manifest", "t.manifest.template", "-D", f"interpreter={PYTHON}"]
+    traced = cloister(work, "trace", *words, "-o", "new.manifest.template")
+    merged = (work / "new.manifest.template").read_text()
+    if '"' in array:
+        assert merged == template
+        assert "add to sgx.trusted_files in the template: file:in.txt" in traced.stderr
+        return
+    added = '  "file:in.txt",\n  "file:two words.txt",\n'
+    assert merged == template.replace(array + "[\n", array + "[\n" + added + "\n")
+    assert "trusted now: file:two words.txt" in traced.stderr
+    definition = ("-D", f"interpreter={PYTHON}")
+    cloister(work, "build", "--key", str(SIGNING_KEY), *definition, "new.manifest.template")
+    assert cloister(work, "run", "new").stdout == "hello world\n"
+    again = cloister(work, "trace", "--manifest", "new.manifest.template", *definition)
+    assert again.stdout.endswith(merged)
 
 
 def test_the_programs_own_code_comes_out(work: Path) -> None:
@@ -129,6 +177,8 @@ def test_open_outputs_are_said_aloud(work: Path) -> None:
         (["no-such-program"], "no-such-program: there is no such program"),
         (["-e", "X", "true"], "--env 'X': expected NAME=VALUE"),
         (["--manifest", "none"], "none: there is no such manifest"),
+        (["--manifest", "job.py", "-D", "a=b"], "job.py is no template, so that -D means nothing"),
+        (["-D", "a=b", "--", "true"], "-D is for the template that --manifest names"),
         (["--manifest", "none", "-e", "A=b"], "--env, keys and --allow-outputs are for runs with"),
         (["--key-server", "x:1", "true"], "--key-server and --ca-chain go together"),
         (["--key-server", "x:1", "--ca-chain", "none", "true"], "none: there is no such file"),

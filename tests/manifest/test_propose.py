@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import tomli
 from hypothesis import given
 from hypothesis import strategies as st
@@ -212,16 +213,22 @@ sgx.isvsvn = 3
 """
 
 
+def merged(seen: Observed, text: str) -> Proposal:
+    return merge(
+        seen, ManifestText(text, "existing"), text, lambda new: ManifestText(new, "existing")
+    )
+
+
 def test_merging_adds_what_is_missing_and_keeps_the_rest() -> None:
-    proposal = merge(
+    proposal = merged(
         observed(
             read=("/usr/bin/python3", "lib/deep/a", "open/b", "new"), written=("open/c", "out")
         ),
-        ManifestText(EXISTING, "existing"),
+        EXISTING,
     )
     document = tomli.loads(proposal.text)
     assert document["sgx"] == {
-        "trusted_files": ["file:/usr/bin/python3", "file:lib/", "file:new"],
+        "trusted_files": ["file:new", "file:/usr/bin/python3", "file:lib/"],
         "allowed_files": ["file:open"],
         "isvsvn": 3,
     }
@@ -233,6 +240,44 @@ def test_merging_adds_what_is_missing_and_keeps_the_rest() -> None:
 
 
 def test_merging_what_is_complete_changes_nothing() -> None:
-    proposal = merge(observed(read=("lib/a",)), ManifestText(EXISTING, "existing"))
-    assert tomli.loads(proposal.text) == tomli.loads(EXISTING)
+    proposal = merged(observed(read=("lib/a",)), EXISTING)
+    assert proposal.text == EXISTING
     assert not proposal.notes
+
+
+GRAPHENE = """\
+# written for Graphene
+loader.entrypoint = "file:x"
+libos.entrypoint = "/usr/bin/python3"
+sgx.trusted_files.lib = "file:lib/"
+"""
+MISLEADING = """\
+libos.entrypoint = "/x"
+loader.env.TEXT = '''
+sgx.trusted_files = [
+'''
+[sgx]
+isvsvn = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("# mine\n" + EXISTING, "# mine\n"),
+        ("[sgx]\n# here\ntrusted_files = []\n[libos]\nentrypoint = '/x'\n", "# here\n"),
+        ("# mine\nlibos.entrypoint = '/x'\nsgx.isvsvn = 3\n", "# mine\n"),
+        ("libos.entrypoint = '/x'\n[sgx]\nisvsvn = 3\n", ""),  # no place: written anew
+        (MISLEADING, ""),
+        (GRAPHENE, ""),
+    ],
+)
+@pytest.mark.parametrize("name", ["new", 'quo"te', "back\\slash", "ümlaut", "]", "#"])
+def test_merging_keeps_what_the_author_wrote_where_it_can(text: str, kept: str, name: str) -> None:
+    before = ManifestText(text, "existing").document
+    proposal = merged(observed(read=(name,)), text)
+    assert kept in proposal.text
+    after = ManifestText(proposal.text, "merged").document
+    old, new = before["sgx"].pop("trusted_files", []), after["sgx"].pop("trusted_files")
+    assert sorted(map(repr, new)) == sorted(map(repr, [*old, f"file:{name}"]))
+    assert after == before

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from cloister.manifest.parse import ManifestText
 
 FILE = click.Path(path_type=Path, allow_dash=True)
 
@@ -16,7 +21,11 @@ FILE = click.Path(path_type=Path, allow_dash=True)
     "--manifest",
     "existing",
     type=click.Path(path_type=Path),
-    help="Run this manifest in direct mode instead, with COMMAND as arguments, and add to it.",
+    help="Run this manifest or template in direct mode instead, with COMMAND as arguments, and add"
+    " to it.",
+)
+@click.option(
+    "-D", "--define", "defines", multiple=True, metavar="NAME=VALUE", help="What {{ NAME }} means."
 )
 @click.option(
     "--allow-outputs",
@@ -47,6 +56,7 @@ def trace(
     command: tuple[str, ...],
     variables: tuple[str, ...],
     existing: Path | None,
+    defines: tuple[str, ...],
     allow_outputs: bool,
     key_server: str | None,
     ca_chain: Path | None,
@@ -61,7 +71,7 @@ def trace(
 
     \b
     Example:  cloister trace --test-key -o app.manifest.template -- python3 app.py input.jpg
-              cloister trace --manifest app.manifest -o app.manifest
+              cloister trace --manifest app.manifest.template -o app.manifest.template
     """
     import json
     import os
@@ -71,7 +81,6 @@ def trace(
     from cloister.cli.manifest import write
     from cloister.errors import InputError
     from cloister.manifest.propose import Keys, merge, propose
-    from cloister.manifest.sign import read_manifest
     from cloister.runtime.journal import Journal
     from cloister.runtime.launch import Program
     from cloister.runtime.watch import native_program, watch
@@ -84,11 +93,13 @@ def trace(
     if existing is not None:
         if variables or allow_outputs or key_server or test_key:
             raise InputError("--env, keys and --allow-outputs are for runs without --manifest")
-        text = read_manifest(existing).text
+        text, source, read = existing_manifest(existing, defines)
         base = existing.resolve().parent
         program = Program(text.manifest, base, command, dict(os.environ))
         code, observed = watch(program, journal)
-        proposal = merge(observed, text)
+        proposal = merge(observed, text, source, read)
+    elif defines:
+        raise InputError("-D is for the template that --manifest names")
     else:
         environment = {"PYTHONDONTWRITEBYTECODE": "1", **parse_variables(variables)}
         words = (absolute(command), *command[1:])
@@ -110,6 +121,38 @@ def trace(
     else:
         write(output, proposal.text)
     return code
+
+
+def existing_manifest(
+    path: Path, defines: tuple[str, ...]
+) -> tuple[ManifestText, str, Callable[[str], ManifestText]]:
+    """Return a manifest, what its file holds, and what reads a changed file's text.
+
+    Args:
+        path: a manifest, or a template.
+        defines: NAME=VALUE for a template.
+    """
+    from cloister.cli.manifest import read
+    from cloister.errors import InputError
+    from cloister.manifest.definitions import parse_definitions
+    from cloister.manifest.parse import ManifestText
+    from cloister.manifest.sign import read_manifest
+    from cloister.manifest.signed import TEMPLATE_SUFFIX
+    from cloister.manifest.template import Template
+
+    if not path.name.endswith(TEMPLATE_SUFFIX):
+        if defines:
+            raise InputError(f"{path} is no template, so that -D means nothing")
+        text = read_manifest(path).text
+        return text, text.text, lambda changed: ManifestText(changed, str(path))
+    definitions = parse_definitions(defines)
+
+    def rendered(source: str) -> ManifestText:
+        template = Template(source, definitions, source=str(path))
+        return ManifestText(template.render(), str(path), template.line_of)
+
+    source = read(path)
+    return rendered(source), source, rendered
 
 
 def absolute(command: tuple[str, ...]) -> str:

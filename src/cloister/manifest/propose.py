@@ -7,15 +7,19 @@ wrote for itself alone goes into memory.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import posixpath
+import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import tomli_w
 
+from cloister.errors import ManifestError
 from cloister.manifest.parse import ManifestText
 from cloister.manifest.uris import FILE, normalise
 
@@ -23,6 +27,9 @@ _TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  (recognised, not us
 _CODE_SUFFIXES = (".py", ".pyc", ".so", ".pyi", ".pth", ".sh")
 _PYTHON_SUFFIXES = (".py", ".pyc")
 _NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
+_TRUSTED_ARRAY = re.compile(
+    r"^[ \t]*(?:sgx[ \t]*\.[ \t]*)?trusted_files[ \t]*=[ \t]*\[", re.MULTILINE
+)
 _DEEPEST_MOUNT = 3  # path components; deeper directories are shown by the mount above them
 
 
@@ -319,12 +326,16 @@ def _key(name: str) -> str:
 # --- merging -------------------------------------------------------------------------------------
 
 
-def merge(observed: Observed, text: ManifestText) -> Proposal:
+def merge(
+    observed: Observed, text: ManifestText, source: str, read: Callable[[str], ManifestText]
+) -> Proposal:
     """Add what was observed, and what a manifest does not yet grant, to that manifest.
 
     Args:
         observed: URI paths as the manifest's own mounts name them.
         text: the manifest with which the program ran.
+        source: what it was read from: the same text, or a template.
+        read: validates a changed ``source``, rendering it first if it is a template.
     """
     sgx = text.manifest.sgx
     trusted = {file.path for file in sgx.trusted_files if not file.uri.endswith("/")}
@@ -338,12 +349,7 @@ def merge(observed: Observed, text: ManifestText) -> Proposal:
         )
 
     new = [f"{FILE}{path}" for path in observed.read if not granted(path)]
-    document = dict(text.document)
-    document["sgx"] = dict(document.get("sgx", {}))
-    if new:
-        document["sgx"]["trusted_files"] = [*document["sgx"].get("trusted_files", []), *new]
-    proposal = Proposal(tomli_w.dumps(document))
-    proposal.notes += [f"trusted now: {uri}" for uri in new]
+    proposal = _with_trusted(text, source, new, read)
     proposal.notes += [
         f"{path} is written, but the manifest grants no writing there;"
         " mount an encrypted or tmpfs directory"
@@ -351,3 +357,42 @@ def merge(observed: Observed, text: ManifestText) -> Proposal:
         if not granted(path)
     ]
     return proposal
+
+
+def _with_trusted(
+    text: ManifestText, source: str, new: list[str], read: Callable[[str], ManifestText]
+) -> Proposal:
+    """Return ``source`` with ``new`` among its trusted files, and otherwise as its author wrote it.
+
+    A text that cannot be changed so, and means what it should, is written anew; a template is then
+    left to its author.
+    """
+    if not new:
+        return Proposal(source)
+    notes = [f"trusted now: {uri}" for uri in new]
+    wanted = _document_with(text.document, new)
+    lines = "".join(f"  {json.dumps(uri, ensure_ascii=False)},\n" for uri in new)
+    candidates = (
+        _TRUSTED_ARRAY.sub(lambda found: f"{found.group()}\n{lines}", source, count=1),
+        f"sgx.trusted_files = [\n{lines}]\n{source}",
+    )
+    for candidate in candidates:
+        with contextlib.suppress(ManifestError):
+            if _in_order(read(candidate).document) == _in_order(wanted):
+                return Proposal(candidate, notes)
+    if source == text.text:
+        return Proposal(tomli_w.dumps(wanted), notes)
+    return Proposal(source, [f"add to sgx.trusted_files in the template: {uri}" for uri in new])
+
+
+def _document_with(document: Mapping[str, Any], new: list[str]) -> dict[str, Any]:
+    sgx = dict(document.get("sgx", {}))
+    sgx["trusted_files"] = [*sgx.get("trusted_files", []), *new]
+    return {**document, "sgx": sgx}
+
+
+def _in_order(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document with its trusted files sorted: their order means nothing."""
+    sgx = dict(document["sgx"])
+    sgx["trusted_files"] = sorted(sgx.get("trusted_files", []), key=repr)
+    return {**document, "sgx": sgx}
