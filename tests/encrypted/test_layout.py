@@ -123,6 +123,12 @@ def test_metadata_comes_back(path: bytes, size: int, version: int, head: bytes) 
     assert not header.pending_write
 
 
+def test_structures_and_tables_name_the_same_fields_in_the_same_order() -> None:
+    assert tuple(layout.HEADERS[2].fields) == layout.Header._fields
+    assert (*layout.HEADERS[1].fields, "flags") == layout.Header._fields
+    assert tuple(layout.METADATA.fields) == Metadata._fields
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_the_mark_changes_one_sector_and_goes_away_again(version: int) -> None:
     metadata = Metadata(b"p", 5, bytes(16), bytes(16), bytes(3072))

@@ -7,7 +7,7 @@ import fcntl
 import io
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -311,11 +311,12 @@ class FileRecoveryStore:
     """The recovery file of a host file: its name with ``.gramine.recovery`` behind it.
 
     Args:
-        places: the recovery file, and other names that an existing one may have.
+        places: finds the recovery file, and other names that an existing one may have; most files
+            are only read, and never ask.
         main: the file that it protects.
     """
 
-    def __init__(self, places: Sequence[Path], main: FileBacking) -> None:
+    def __init__(self, places: Callable[[], Sequence[Path]], main: FileBacking) -> None:
         self._places = places
         self._main = main
         self._mine: tuple[Path, os.stat_result] | None = None
@@ -327,14 +328,14 @@ class FileRecoveryStore:
     def open(self) -> FileBacking | None:
         """Open the existing recovery file; a symbolic link there is not followed."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        for place in self._places:
+        for place in self._places():
             with contextlib.suppress(FileNotFoundError):
                 return self._own(place, os.open(place, flags))
         return None
 
     def create(self) -> FileBacking:
         """Return a new file; one that lies there already belongs to no write any more."""
-        place = self._places[0]
+        place = self._places()[0]
         place.unlink(missing_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         log = self._own(place, os.open(place, flags, 0o600))

@@ -60,7 +60,7 @@ class EncryptedFile(EncryptedContent):
         """
         path = Path(host_path)
         main = FileBacking.open(path, writable=writable)
-        store = FileRecoveryStore(recovery_paths(path), main)
+        store = FileRecoveryStore(lambda: recovery_paths(path), main)
         try:
             return cls.open(
                 main,
@@ -98,7 +98,7 @@ class EncryptedFile(EncryptedContent):
         metadata = EMPTY_METADATA._replace(path=checks.encode_path(embedded_path))
         node0 = seal_metadata(metadata, key, keys.nonce(), version)
         main = FileBacking.create(path, node0, mode)
-        store = FileRecoveryStore(recovery_paths(path), main)
+        store = FileRecoveryStore(lambda: recovery_paths(path), main)
         journal = UndoJournal(main, store, name=str(path), node0=node0, host_nodes=1)
         return cls(main, key, metadata, name=str(path), journal=journal, keys=keys, version=version)
 
@@ -130,7 +130,7 @@ class EncryptedFile(EncryptedContent):
         metadata = EMPTY_METADATA._replace(path=checks.encode_path(embedded_path))
         node0 = seal_metadata(metadata, key, keys.nonce(), version)
         main = FileBacking.create_nameless(path, node0, mode)
-        store = FileRecoveryStore(recovery_paths(path), main)
+        store = FileRecoveryStore(lambda: recovery_paths(path), main)
         journal = UndoJournal(main, store, name=str(path), node0=node0, host_nodes=1)
         return cls(main, key, metadata, name=str(path), journal=journal, keys=keys, version=version)
 
@@ -156,7 +156,7 @@ class EncryptedFile(EncryptedContent):
         journal = self._require_writable(0)
         self.rename(embedded_path)
         os.fsync(self.fileno())
-        journal.belong_to(FileRecoveryStore(recovery_paths(path), self._backing), str(path))
+        journal.belong_to(FileRecoveryStore(lambda: recovery_paths(path), self._backing), str(path))
         link_open_file(self.fileno(), None, path)
         sync_directory(path.parent)
         self.name = str(path)
@@ -203,7 +203,7 @@ class EncryptedFile(EncryptedContent):
 
         journal.move(
             self._sealed_node0(encoded),
-            FileRecoveryStore(recovery_paths(new), main),
+            FileRecoveryStore(lambda: recovery_paths(new), main),
             rename=lambda: rename(old, new),
             sync_names=sync_names,
         )

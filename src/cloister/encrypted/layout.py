@@ -64,7 +64,11 @@ class Table:
 
     def unpack(self, data: bytes | bytearray | memoryview) -> dict[str, Any]:
         """Return the fields that stand at the start of ``data``, by name."""
-        return dict(zip(self.fields, self._struct.unpack_from(data), strict=True))
+        return dict(zip(self.fields, self.values(data), strict=True))
+
+    def values(self, data: bytes | bytearray | memoryview) -> tuple[Any, ...]:
+        """Return the fields that stand at the start of ``data``, in the table's order."""
+        return self._struct.unpack_from(data)
 
     def pack(self, **values: Any) -> bytes:
         """Return the structure; byte strings are padded with zeros to their field."""
@@ -78,6 +82,7 @@ HEADERS: Final[dict[int, Table]] = {
     GRAMINE_VERSION: Table({**_HEADER, "flags": "B"}),
 }
 """Plain start of node 0, by major version. The encrypted part follows at once."""
+_MAJOR_OFFSET: Final = HEADERS[GRAMINE_VERSION].fields["major"].offset
 
 METADATA: Final = Table(
     {
@@ -102,7 +107,7 @@ class Header(NamedTuple):
     minor: int
     nonce: bytes
     tag: bytes
-    flags: int
+    flags: int = 0
 
     @property
     def pending_write(self) -> bool:
@@ -189,9 +194,8 @@ def parse_header(node: bytes) -> Header:
     Args:
         node: at least 59 bytes. A major version that is not known is read as version 2.
     """
-    major = node[HEADERS[GRAMINE_VERSION].fields["major"].offset]
-    fields = HEADERS[major if major in HEADERS else GRAMINE_VERSION].unpack(node)
-    return Header(**{"flags": 0, **fields})
+    major = node[_MAJOR_OFFSET]
+    return Header(*HEADERS[major if major in HEADERS else GRAMINE_VERSION].values(node))
 
 
 def metadata_key(wrap_key: bytes, nonce: bytes) -> bytes:
@@ -243,7 +247,7 @@ def open_metadata(node: bytes, wrap_key: bytes) -> Metadata:
         plain = AESGCM(metadata_key(wrap_key, header.nonce)).decrypt(IV, sealed, None)
     except InvalidTag:
         raise NodeAuthenticationError(0) from None
-    metadata = Metadata(**METADATA.unpack(plain))
+    metadata = Metadata(*METADATA.values(plain))
     return metadata._replace(path=metadata.path.split(b"\0", 1)[0])
 
 
