@@ -12,3 +12,15 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+_BRACES = str.maketrans({"{": "\\u007b", "}": "\\u007d"})
+
+
+def without_braces(quoted: str) -> str:
+    """Return TOML or JSON text, whose braces are all inside of strings, with these escaped.
+
+    It means the same, also as a string of Jinja, but a template that contains it runs nothing of
+    it: whoever named a file is not the author of the template that names it.
+    """
+    return quoted.translate(_BRACES)

@@ -145,7 +145,7 @@ def test_merging_into_a_template(work: Path, array: str) -> None:
     merged = (work / "new.manifest.template").read_text()
     if '"' in array:
         assert merged == template
-        assert "add to sgx.trusted_files in the template: file:in.txt" in traced.stderr
+        assert "add to sgx.trusted_files yourself: file:in.txt" in traced.stderr
         return
     added = '  "file:in.txt",\n  "file:two words.txt",\n'
     assert merged == template.replace(array + "[\n", array + "[\n" + added + "\n")
@@ -155,6 +155,31 @@ def test_merging_into_a_template(work: Path, array: str) -> None:
     assert cloister(work, "run", "new").stdout == "hello world\n"
     again = cloister(work, "trace", "--manifest", "new.manifest.template", *definition)
     assert again.stdout.endswith(merged)
+
+
+HOSTILE = "{{ cycler.__init__.__globals__.os.popen('touch pwned').read() }}"
+READ_ALL = "import os; [print(open(name).read()) for name in os.listdir() if '{' in name]"
+
+
+def test_a_files_name_is_never_template_code(work: Path) -> None:
+    """Whoever named a file of a data set must not run commands where it is traced or built."""
+    (work / HOSTILE).write_text("content")
+    definition = ("-D", f"interpreter={PYTHON}")
+    template = TEMPLATE.replace("TRUSTED", "sgx.trusted_files = ")
+    argv = [line for line in template.splitlines() if line.startswith("loader.argv")]
+    template = template.replace(argv[0], f'loader.argv = ["python", "-c", "{READ_ALL}"]')
+    (work / "t.manifest.template").write_text(template)
+    cloister(
+        work, "trace", "--manifest", "t.manifest.template", *definition, "-o",
+        "new.manifest.template",
+    )  # fmt: skip
+    cloister(work, "trace", "-o", "own.manifest.template", "--", PYTHON, "-c", READ_ALL)
+    for app in ("new", "own"):
+        merged = (work / f"{app}.manifest.template").read_text()
+        assert "popen" in merged
+        cloister(work, "build", "--key", str(SIGNING_KEY), *definition, f"{app}.manifest.template")
+        assert cloister(work, "run", app).stdout == "content\n"
+    assert not (work / "pwned").exists()
 
 
 def test_the_programs_own_code_comes_out(work: Path) -> None:

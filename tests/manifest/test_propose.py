@@ -269,15 +269,21 @@ isvsvn = 3
         ("# mine\nlibos.entrypoint = '/x'\nsgx.isvsvn = 3\n", "# mine\n"),
         ("libos.entrypoint = '/x'\n[sgx]\nisvsvn = 3\n", ""),  # no place: written anew
         (MISLEADING, ""),
+        ("libos.entrypoint = '/x'\n# mine\n", "# mine\n"),
         (GRAPHENE, ""),
     ],
 )
-@pytest.mark.parametrize("name", ["new", 'quo"te', "back\\slash", "ümlaut", "]", "#"])
+@pytest.mark.parametrize(
+    "name", ["new", 'quo"te', "back\\slash", "ümlaut", "😀", "\x7f", "]", "#", "{}"]
+)
 def test_merging_keeps_what_the_author_wrote_where_it_can(text: str, kept: str, name: str) -> None:
     before = ManifestText(text, "existing").document
     proposal = merged(observed(read=(name,)), text)
     assert kept in proposal.text
     after = ManifestText(proposal.text, "merged").document
-    old, new = before["sgx"].pop("trusted_files", []), after["sgx"].pop("trusted_files")
+    old, new = (
+        before.setdefault("sgx", {}).pop("trusted_files", []),
+        after["sgx"].pop("trusted_files"),
+    )
     assert sorted(map(repr, new)) == sorted(map(repr, [*old, f"file:{name}"]))
     assert after == before

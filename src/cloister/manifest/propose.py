@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import posixpath
 import re
 import shlex
@@ -22,6 +21,7 @@ import tomli_w
 from cloister.errors import ManifestError
 from cloister.manifest.parse import ManifestText
 from cloister.manifest.uris import FILE, normalise
+from cloister.text import without_braces
 
 _TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  (recognised, not used)
 _CODE_SUFFIXES = (".py", ".pyc", ".so", ".pyi", ".pth", ".sh")
@@ -30,6 +30,7 @@ _NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 _TRUSTED_ARRAY = re.compile(
     r"^[ \t]*(?:sgx[ \t]*\.[ \t]*)?trusted_files[ \t]*=[ \t]*\[", re.MULTILINE
 )
+_TEMPLATE_CODE = ("{{", "{%", "{#")
 _DEEPEST_MOUNT = 3  # path components; deeper directories are shown by the mount above them
 
 
@@ -312,7 +313,7 @@ def _line(key: str, value: Any) -> str:
 
 def _value(value: Any) -> str:
     text = tomli_w.dumps({"k": value}).removeprefix("k = ").rstrip("\n")
-    return " ".join(line.strip() for line in text.splitlines())
+    return without_braces(" ".join(line.strip() for line in text.splitlines()))
 
 
 def _inline(table: Mapping[str, str]) -> str:
@@ -320,7 +321,7 @@ def _inline(table: Mapping[str, str]) -> str:
 
 
 def _key(name: str) -> str:
-    return tomli_w.dumps({name: 1}).partition(" = ")[0]
+    return without_braces(tomli_w.dumps({name: 1}).partition(" = ")[0])
 
 
 # --- merging -------------------------------------------------------------------------------------
@@ -364,25 +365,29 @@ def _with_trusted(
 ) -> Proposal:
     """Return ``source`` with ``new`` among its trusted files, and otherwise as its author wrote it.
 
-    A text that cannot be changed so, and means what it should, is written anew; a template is then
-    left to its author.
+    A text that cannot be changed so, and means what it should, is written anew; where that would
+    be, or could become, a template, it is left to its author. No name can be template code there:
+    ``read`` runs what is.
     """
     if not new:
         return Proposal(source)
     notes = [f"trusted now: {uri}" for uri in new]
     wanted = _document_with(text.document, new)
-    lines = "".join(f"  {json.dumps(uri, ensure_ascii=False)},\n" for uri in new)
+    lines = "".join(f"  {_value(uri)},\n" for uri in new)
     candidates = (
         _TRUSTED_ARRAY.sub(lambda found: f"{found.group()}\n{lines}", source, count=1),
         f"sgx.trusted_files = [\n{lines}]\n{source}",
     )
     for candidate in candidates:
+        if candidate == source:
+            continue
         with contextlib.suppress(ManifestError):
             if _in_order(read(candidate).document) == _in_order(wanted):
                 return Proposal(candidate, notes)
-    if source == text.text:
-        return Proposal(tomli_w.dumps(wanted), notes)
-    return Proposal(source, [f"add to sgx.trusted_files in the template: {uri}" for uri in new])
+    anew = tomli_w.dumps(wanted)
+    if source == text.text and not any(mark in anew for mark in _TEMPLATE_CODE):
+        return Proposal(anew, notes)
+    return Proposal(source, [f"add to sgx.trusted_files yourself: {uri}" for uri in new])
 
 
 def _document_with(document: Mapping[str, Any], new: list[str]) -> dict[str, Any]:
@@ -393,6 +398,6 @@ def _document_with(document: Mapping[str, Any], new: list[str]) -> dict[str, Any
 
 def _in_order(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document with its trusted files sorted: their order means nothing."""
-    sgx = dict(document["sgx"])
+    sgx = dict(document.get("sgx", {}))
     sgx["trusted_files"] = sorted(sgx.get("trusted_files", []), key=repr)
     return {**document, "sgx": sgx}

@@ -11,6 +11,7 @@ import jinja2
 
 from cloister.project.kinds import Kind
 from cloister.project.sorting import Sorted
+from cloister.text import without_braces
 
 _FILES = {"Makefile": "Makefile", "README.md": "README.md", "gitignore": ".gitignore"}
 
@@ -51,7 +52,7 @@ def render(project: Project) -> dict[str, str]:
         comment_end_string="#]",
         autoescape=False,  # noqa: S701  (the output is TOML, make and Markdown, not HTML)
     )
-    environment.globals["uri"] = lambda path: json.dumps(f"file:{json.loads(path)}")
+    environment.filters["quoted"] = _quoted
     values = _values(project)
     names = {"manifest.template": f"{project.app}.manifest.template", **_FILES}
     directory = resources.files(__package__) / "files"
@@ -68,19 +69,24 @@ def _values(project: Project) -> dict[str, object]:
         "app": project.app,
         "script": project.script,
         "module": project.script.removesuffix(".py"),
-        "arguments": ", ".join(map(json.dumps, words)),
+        "arguments": ", ".join(map(_quoted, words)),
         "kind": kind.name,
         "serves": kind.serves,
         "threads": kind.threads,
         "enclave_size": kind.enclave_size,
-        "environment": [(name, json.dumps(text)) for name, text in kind.environment.items()],
-        "interpreter": "" if project.interpreter is None else json.dumps(project.interpreter),
-        "elsewhere": [json.dumps(path) for path in files.elsewhere],
+        "environment": [(name, _quoted(text)) for name, text in kind.environment.items()],
+        "interpreter": "" if project.interpreter is None else _quoted(project.interpreter),
+        "elsewhere": files.elsewhere,
         "mounted": _mounted(files),
         "more_code": len(files.code) > 1,
         "data": files.data,
         "results": files.results,
     }
+
+
+def _quoted(text: str) -> str:
+    """Return a string for the manifest's template; no name is code there."""
+    return without_braces(json.dumps(text, ensure_ascii=False))
 
 
 def _mounted(files: Sorted) -> list[str]:
