@@ -114,6 +114,56 @@ def test_ranges_are_kept_in_order_and_without_small_gaps(tmp_path: Path) -> None
     assert Record(tmp_path, b"k" * 16, ["a"]).foreseen == {"/a": expected}
 
 
+def test_names_take_no_room_from_reads(tmp_path: Path) -> None:
+    """A run that looks up very many names has a record of what it read all the same."""
+    trail = Trail()
+    for number in range(60_000):
+        trail.name(f"/absent/{number}")
+        if not trail.names:
+            break
+    for node in range(40_000):
+        trail.read(node, lambda node=node: f"/{node}", 0, 20_000)  # type: ignore[misc]
+    record = Record(tmp_path, b"k" * 16, ["a"])
+    record.learn(trail)
+    foreseen = Record(tmp_path, b"k" * 16, ["a"]).foreseen
+    assert sum(1 for spans in foreseen.values() if spans) == 40_000
+    assert len(foreseen) < 70_000
+
+
+def test_a_run_of_too_many_ranges_has_no_record_and_takes_no_more_memory(tmp_path: Path) -> None:
+    trail = Trail()
+    for node in range(100_000):
+        trail.read(node, lambda node=node: f"/{node}", 0, 1000)  # type: ignore[misc]
+    assert trail.is_cut
+    assert len(trail.steps) == 50_000
+    Record(tmp_path / "kept", b"k" * 16, ["a"]).learn(trail)
+    assert not (tmp_path / "kept").exists()
+
+
+def test_gaps_do_not_make_more_than_the_limit(tmp_path: Path) -> None:
+    trail = Trail()
+    for number in range(40_000):
+        trail.read(1, lambda: "/a", number * (68 << 10), 4096)
+    Record(tmp_path, b"k" * 16, ["a"]).learn(trail)
+    (spans,) = Record(tmp_path, b"k" * 16, ["a"]).foreseen.values()
+    assert sum(end - first for first, end in spans) == 40_000 * 4096
+
+
+def test_the_host_learns_no_name_that_it_was_not_asked_for(app: App, records: Path) -> None:
+    """Below the way to a mount point, and what no encrypted directory can hold, nobody asks it."""
+    (app.directory / "secret").mkdir()
+    app.mount("/way/to/secret", "file:secret", "encrypted")
+    app.settings["fs.insecure__keys.default"] = f'"{KEY}"'
+    app.build_shell()
+    asked = "/way/to/secret/asked /way/patient-4711 /way/to/secret/.p.0123456789ab.tmp"
+    app.run_shell(f"head -c {SIZE} /dev/zero > /way/to/secret/large")
+    app.run_shell(f"for f in {asked}; do test -e $f; done; cat /way/to/secret/large | wc -c")
+    texts = [path.read_text() for path in records.iterdir()]
+    assert any("/way/to/secret/asked" in text for text in texts)
+    assert not [text for text in texts if "patient" in text]
+    assert not [text for text in texts if "0123456789ab" in text]
+
+
 def test_a_record_that_does_not_fit_is_forgotten(reader: App, records: Path) -> None:
     """The same arguments read other files: what the host changed in an allowed place, say."""
     script = f"f=$(cat /secret/name); cat $f | head -c {SIZE} | wc -c"

@@ -138,6 +138,10 @@ class HostDirectory(Directory):
         reached = self._reach(name)
         return host_node(self.scene, host, path, self.key_name, looked_up=True, reached=reached)
 
+    def asks_host(self, name: bytes) -> bool:
+        """See :class:`Directory`."""
+        return self.key_name is None or holds_content(os.fsdecode(name))
+
     def _key_of(self, path: str) -> str | None:
         return self.scene.key_of(path, self.key_name)
 

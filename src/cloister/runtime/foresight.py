@@ -3,12 +3,12 @@
 Between two requests of a program its runtime has nothing to do, and while it decrypts or verifies,
 the program waits. So an enclave remembers the names that a run looked up, the directories that it
 listed and which parts of its trusted and encrypted files it read. In the next run with the same
-arguments a process of the sandbox does the same in the same order, beside the program and with all
-checks. The program then finds names, attributes and content in the kernel's cache.
+arguments a process of the sandbox does the same, file by file in the same order, beside the program
+and with all checks. The program then finds names, attributes and content in the kernel's cache.
 
 Only names and ranges are kept, no content, in the user's cache directory under a key that only
-this very enclave has: the host sees the same requests anyway, but cannot add any. Losing the record
-costs time and nothing else.
+this very enclave has: the host, which was asked for each of them anyway, cannot add any. Losing the
+record costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from cloister.files import make_private_directory, write_atomically
 
 Spans = list[tuple[int, int]]
-"""Ranges of a file: first byte and the byte behind the last, in the order of reading."""
+"""Ranges of a file: first byte and the byte behind the last."""
 
 Steps = dict[str, Spans]
 """What was used of which path, in the order of first use.
@@ -38,7 +38,8 @@ MOST_BYTES = 1 << 30
 """More is not read ahead: it would take memory that the program needs."""
 
 _FEWEST_BYTES = 4 << 20
-_MOST_STEPS = 50_000
+_MOST_RANGES = 50_000
+_MOST_NAMES = 25_000
 _MOST_RECORDS = 32
 _OUTDATED = 0.1  # share of bytes that were not foreseen
 _PIECE = 1 << 20
@@ -78,13 +79,15 @@ class Record:
         """Keep what this run used, or forget what no longer fits; a full disk keeps nothing."""
         with contextlib.suppress(OSError):
             if not self.foreseen:
-                if _FEWEST_BYTES <= trail.bytes <= MOST_BYTES:
+                if _FEWEST_BYTES <= trail.bytes <= MOST_BYTES and not trail.is_cut:
                     self._keep(trail.steps)
             elif trail.unforeseen(self.foreseen) > _OUTDATED * trail.bytes:
                 self._path.unlink()
 
     def _keep(self, steps: Steps) -> None:
         merged = [(path, _merged(spans, _SMALL_GAP)) for path, spans in steps.items()]
+        if sum(end - first for _, spans in merged for first, end in spans) > MOST_BYTES:
+            merged = [(path, _merged(spans)) for path, spans in steps.items()]
         text = json.dumps(merged, separators=(",", ":")).encode()
         directory = self._path.parent
         make_private_directory(directory)
@@ -101,7 +104,8 @@ class Trail:
         names: collect names and listings too; without, only what is read.
 
     Attributes:
-        steps: what was used, by the path inside the tree.
+        steps: what was used, by the path inside the tree; what comes after tens of thousands is
+            left out.
         bytes: how many were read.
     """
 
@@ -110,13 +114,13 @@ class Trail:
         self.steps: Steps = {}
         self.bytes = 0
         self._of_node: dict[int, Spans] = {}
-        self._count = 0
+        self._ranges = 0
+        self._left_out = 0
 
     def name(self, path: str) -> None:
         """Take a name that was looked up; with a slash at its end, a directory that was listed."""
-        if path not in self.steps and self._count < _MOST_STEPS:
-            self.steps[path] = []
-            self._count += 1
+        self.steps.setdefault(path, [])
+        self.names = len(self.steps) < _MOST_NAMES
 
     def read(self, node: int, path: Callable[[], str], offset: int, size: int) -> None:
         """Take one read.
@@ -126,15 +130,23 @@ class Trail:
             path: tells its path inside the tree; asked once for each node.
             offset, size: what was read.
         """
-        spans = self._of_node.get(node)
-        if spans is None:
-            spans = self._of_node[node] = self.steps.setdefault(path(), [])
         self.bytes += size
+        spans = self._of_node.get(node)
         if spans and spans[-1][1] == offset:
             spans[-1] = (spans[-1][0], offset + size)
-        elif self._count < _MOST_STEPS:
-            spans.append((offset, offset + size))
-            self._count += 1
+            return
+        if self._ranges == _MOST_RANGES:
+            self._left_out += size
+            return
+        if spans is None:
+            spans = self._of_node[node] = self.steps.setdefault(path(), [])
+        spans.append((offset, offset + size))
+        self._ranges += 1
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether so much was left out that the next run would not fit a record."""
+        return self._left_out > _OUTDATED * self.bytes
 
     def unforeseen(self, foreseen: Steps) -> int:
         """Return how many bytes were read that are not in ``foreseen``."""

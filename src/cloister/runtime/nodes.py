@@ -147,6 +147,10 @@ class Directory(Node):
         """
         refuse(errno.ENOENT)
 
+    def asks_host(self, name: bytes) -> bool:
+        """Tell whether :meth:`child` asks the host for ``name``, who so learns it."""
+        return False
+
     def entries(self) -> list[tuple[bytes, int]]:
         """Return names and file-type bits, without ``.`` and ``..``."""
         return []

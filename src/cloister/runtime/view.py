@@ -91,8 +91,12 @@ class View(Filesystem):
     def lookup(self, parent: int, name: bytes) -> Entry:
         """See :class:`Filesystem`. A name that does not exist is remembered as such."""
         entry = self.entry(parent, name)
-        if self._names is not None and entry.name_seconds == FOREVER:
-            self._names.name(f"{self._known[parent].path().rstrip('/')}/{os.fsdecode(name)}")
+        names = self._names
+        if names is None or not names.names or entry.name_seconds != FOREVER:
+            return entry
+        # A name that the host was never asked for is none of its business.
+        if entry.node or self._directory(parent).asks_host(name):
+            names.name(f"{self._known[parent].path().rstrip('/')}/{os.fsdecode(name)}")
         return entry
 
     def entry(self, parent: int, name: bytes) -> Entry:
@@ -334,8 +338,10 @@ class View(Filesystem):
         """List from a snapshot, so that a stream sees each name once; a rewind takes a new one."""
         if offset == 0:
             self._listings[handle] = self._listing(node)
-            if self._names is not None and self._directory(node).attribute_seconds == FOREVER:
-                self._names.name(f"{self._known[node].path().rstrip('/')}/")
+            names = self._names
+            forever = self._directory(node).attribute_seconds == FOREVER
+            if names is not None and names.names and forever:
+                names.name(f"{self._known[node].path().rstrip('/')}/")
         return itertools.islice(self._listings[handle], offset, None)
 
     def _listing(self, node: int) -> list[Listed]:

@@ -93,11 +93,11 @@ class SimulatedPlatform:
                 ).mrenclave
             )
         )
-        from cloister.platforms.simulated.quoting import QuotingEnclave
-
-        certified = self._store.open(self._clock())
-        device = certified.device
         try:
+            from cloister.platforms.simulated.quoting import QuotingEnclave
+
+            certified = self._store.open(self._clock())
+            device = certified.device
             meanwhile()
         finally:
             mrenclave = measured()
