@@ -314,6 +314,38 @@ def test_keys_that_others_may_read_are_not_used(tmp_path: Path, name: str) -> No
     assert "chmod" in str(caught.value.hint)
 
 
+FAILING_START = """
+import os, sys
+from pathlib import Path
+from cloister.errors import PlatformError
+from cloister.platforms.simulated import SimulatedPlatform
+from signing import IMAGE, PARAMETERS, signed
+before = len(list(Path("/proc/self/fd").iterdir()))
+try:
+    SimulatedPlatform(Path(sys.argv[1])).start(
+        manifest=b"", sigstruct=signed(b"").pack(), image=IMAGE, **PARAMETERS
+    )
+except PlatformError:
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        print("nothing is left")
+"""
+
+
+def test_a_start_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    """The measurement runs in a process of its own."""
+    directory = tmp_path / "platform"
+    SimulatedPlatform(directory).trust_anchor()
+    directory.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING_START, directory],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "nothing is left\n", done.stderr
+
+
 @pytest.mark.parametrize("name", ["device.json", "issued.json"])
 @pytest.mark.parametrize(
     "content", [b"", b"{}", b"[]", b'{"format": "cloister simulated device 1"}']

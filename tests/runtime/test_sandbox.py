@@ -35,7 +35,8 @@ def test_a_missing_program_is_told(app: App) -> None:
     assert done.stderr == (
         "cloister: error: /bin/there-is-no-such-program: cannot start: No such file or directory\n"
         "hint: libos.entrypoint is a path inside the tree: does an entry of fs.mounts show it, and"
-        " is the file there on the host? cloister run --shell looks around inside\n"
+        " is the file there on the host? Or does it begin with #! and a program that is not in the"
+        " tree? cloister run --shell looks around inside\n"
     )
 
 

@@ -84,7 +84,7 @@ def enclave_started(
         manifest=signed.manifest_bytes,
         sigstruct=signed.sigstruct,
         image=runtime_image() if libpal is None else libpal.read_bytes(),
-        trusted_files=sum(1 for _ in signed.trusted),
+        trusted_files=len(signed.trusted),
         time=datetime.fromtimestamp(modified, timezone.utc),
     )
     recorder.enclave_started(enclave, built)

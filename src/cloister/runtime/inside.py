@@ -41,7 +41,8 @@ _LAST_STANDARD_STREAM = 2
 
 _HINTS = {
     errno.ENOENT: "libos.entrypoint is a path inside the tree: does an entry of fs.mounts show it,"
-    " and is the file there on the host? cloister run --shell looks around inside",
+    " and is the file there on the host? Or does it begin with #! and a program that is not in the"
+    " tree? cloister run --shell looks around inside",
     errno.EACCES: "is it executable (chmod +x), and does sgx.trusted_files list it?",
     errno.ENOEXEC: "it is no program of this machine, nor a script that begins with #!",
     errno.E2BIG: "sys.stack.size has to hold arguments and environment",

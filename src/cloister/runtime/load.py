@@ -63,10 +63,10 @@ def enclave_program(
     *,
     debug: bool = False,
 ) -> SignedProgram:
-    """Load ``APP.manifest.sgx``, ``APP.index`` and ``APP.sig``.
+    """Load ``APP.manifest.sgx`` and ``APP.sig``; ``APP.index`` is loaded when the enclave starts.
 
     Raises:
-        InputError: one of them is missing or malformed.
+        InputError: one of the two is missing or malformed.
     """
     signed = load_signed(app, platform=platform.name)
     program = Program(
