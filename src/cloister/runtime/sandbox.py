@@ -18,7 +18,6 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 
 from cloister.errors import ProgramStartError, SandboxError
 from cloister.runtime import linux
@@ -90,7 +89,7 @@ class Sandbox:
 
     def start(self, plan: Plan) -> None:
         """Let the first process go on. The caller serves ``fuse`` from now on."""
-        text = json.dumps(asdict(plan)).encode("ascii")
+        text = json.dumps(plan, default=vars).encode("ascii")
         self._control.sendall(LENGTH.pack(len(text)) + text)
 
     def forward(self, number: int) -> None:
