@@ -92,8 +92,11 @@ def encrypt(files: Files, jobs: int) -> None:
 
 
 def command(files: Files, *arguments: str) -> None:
-    words = [*COMMAND, *arguments]
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, cwd=files.plain.parent)
+    compiled = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}  # as it is installed
+    subprocess.run(
+        [*COMMAND, *arguments], check=True, stdout=subprocess.DEVNULL, cwd=files.plain.parent,
+        env=compiled,
+    )  # fmt: skip
 
 
 def mapped(path: Path) -> mmap.mmap:

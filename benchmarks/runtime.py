@@ -143,7 +143,9 @@ def cloister(work: Path, *arguments: str) -> str:
 def environment(work: Path) -> dict[str, str]:
     """The roles' own keys live and die with the measurement."""
     names = {"XDG_CONFIG_HOME": "config", "XDG_DATA_HOME": "share", "XDG_CACHE_HOME": "cache"}
-    return {**os.environ, **{variable: str(work / name) for variable, name in names.items()}}
+    own = {variable: str(work / name) for variable, name in names.items()}
+    # Cloister starts compiled, as it is installed: not from sources that were edited since.
+    return {**os.environ, **own, "PYTHONDONTWRITEBYTECODE": ""}
 
 
 def trusted_files(built: str) -> int:

@@ -125,6 +125,16 @@ def test_sign_says_what_is_missing(rendered: None, capsys: pytest.CaptureFixture
     assert sgx_sign.run(["--manifest", "py.manifest"]) == 2
 
 
+def test_sign_says_that_it_is_not_toml(rendered: None, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("py.manifest").write_text("loader.log_level = \n")
+    arguments = ["--output", "py.manifest.sgx", "--manifest", "py.manifest", "--key", "key.pem"]
+    assert sgx_sign.run(arguments) == 1
+    assert capsys.readouterr().err == (
+        "Parsing py.manifest as TOML failed: Invalid value (at line 1, column 20)\n"
+    )
+    assert not Path("py.manifest.sgx").exists()
+
+
 # --- graphene-sgx-get-token, graphene-sgx-sigstruct-view, graphene-argv-serializer ---------------
 
 

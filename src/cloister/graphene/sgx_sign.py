@@ -31,13 +31,22 @@ def command(output: Path, manifest: Path, key: Path, libpal: Path | None, depend
     Example:  graphene-sgx-sign --key enclave-key.pem --manifest app.manifest \\
                   --output app.manifest.sgx
     """
+    import tomli
+
     from cloister.cli import signing
+    from cloister.errors import ManifestError
     from cloister.files import write_atomically, write_together
     from cloister.manifest import sign
     from cloister.manifest.describe import describe_graphene
 
     sigstruct_path = output.with_name(f"{_stem(output)}.sig")
-    read = sign.read_manifest(manifest)
+    try:
+        read = sign.read_manifest(manifest)
+    except ManifestError as error:
+        if isinstance(error.__cause__, tomli.TOMLDecodeError):
+            click.echo(f"Parsing {manifest} as TOML failed: {error.__cause__}", err=True)
+            raise click.exceptions.Exit(1) from error
+        raise
     if depend:
         files = sign.trusted_names(read, only_unhashed=True)
         made = [output.with_name(f"{_stem(output)}.manifest.sgx"), sigstruct_path]

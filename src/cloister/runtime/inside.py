@@ -277,7 +277,8 @@ def _become_program(control: socket.socket, init: socket.socket, plan: Plan) -> 
         os.execve(plan.executable, plan.arguments, plan.environment)
     except OSError as error:
         name = error.filename or plan.executable
-        hint = _HINTS.get(error.errno or 0, "")
+        by_exec = error.filename == plan.executable
+        hint = _HINTS.get(error.errno or 0, "") if by_exec else ""
         _fail(control, f"{name}: cannot start: {error.strerror}\0{hint}")
     except ValueError as error:
         _fail(control, f"{plan.executable}: cannot start: {error}")
