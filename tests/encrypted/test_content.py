@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cloister.encrypted.backing import Backing, MemoryBacking, StreamBacking
 from cloister.encrypted.content import EncryptedContent
-from cloister.encrypted.file import EncryptedFile, probe_size
+from cloister.encrypted.file import EncryptedFile, probe
 from cloister.encrypted.layout import host_nodes, parse_header
 from cloister.errors import EmbeddedPathError, InputError, InUseError, RenamedError, WrapKeyError
 
@@ -184,7 +184,7 @@ def test_growing_far_is_zero_filled_and_cheap_in_memory(tmp_path: Path) -> None:
     assert file.read(0, 5000) == bytes(5000)
     assert file.read((40 << 20) - 10, 99) == bytes(10) + b"end"
     file.close()
-    assert probe_size(path, KEY, "sparse") == (40 << 20) + 3
+    assert probe(path, KEY, "sparse").size == (40 << 20) + 3
 
 
 def test_what_was_cut_off_does_not_come_back(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_rename_rewrites_the_embedded_path(tmp_path: Path) -> None:
     file.close()
     with pytest.raises(RenamedError, match=r"expected 'a/long/old/path', found 'new'"):
         EncryptedFile.open_path(path, KEY, "a/long/old/path", writable=False)
-    assert probe_size(path, KEY, "new") == 5000
+    assert probe(path, KEY, "new").size == 5000
 
 
 def test_one_writer_at_a_time_and_readers_beside_it(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_a_file_that_is_unlinked_while_open_goes_on_and_leaves_nothing(tmp_path:
     other.write(1, b"!")
     other.close()
     assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
-    assert probe_size(path, KEY, "f") == 10_000
+    assert probe(path, KEY, "f").size == 10_000
 
 
 def test_the_recovery_file_goes_when_the_file_is_closed(tmp_path: Path) -> None:

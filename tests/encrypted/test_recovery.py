@@ -13,7 +13,7 @@ import pytest
 from cloister.encrypted import whole
 from cloister.encrypted.backing import MemoryBacking
 from cloister.encrypted.content import EncryptedContent
-from cloister.encrypted.file import EncryptedFile, probe_size, recovery_path
+from cloister.encrypted.file import EncryptedFile, probe, recovery_path
 from cloister.encrypted.stream import encrypt
 from cloister.errors import CloisterError, RecoveryError, WrongKeyError
 
@@ -74,7 +74,7 @@ def test_an_interrupted_write_of_gramine_is_undone(
     path = tmp_path / PATH
     path.write_bytes(main)
     recovery_path(path).write_bytes(log)
-    assert probe_size(path, KEY, PATH) == len(OLD)
+    assert probe(path, KEY, PATH).size == len(OLD)
     file = EncryptedFile.open_path(path, KEY, PATH, writable=writable)
     assert file.read(0, file.size) == OLD
     file.close()
@@ -221,7 +221,7 @@ def test_recover_says_whether_there_was_something_to_do(tmp_path: Path) -> None:
     assert whole.recover(path, KEY) is True
     assert not recovery_path(path).exists()
     assert whole.recover(path, KEY) is False
-    assert probe_size(path, KEY, PATH) == len(OLD)
+    assert probe(path, KEY, PATH).size == len(OLD)
 
 
 def test_a_complete_file_without_its_recovery_file_loses_only_its_mark(tmp_path: Path) -> None:

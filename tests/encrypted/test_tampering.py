@@ -11,7 +11,7 @@ import pytest
 
 from cloister.encrypted.backing import MemoryBacking
 from cloister.encrypted.content import EncryptedContent
-from cloister.encrypted.file import EncryptedFile, probe_size
+from cloister.encrypted.file import EncryptedFile, probe
 from cloister.encrypted.layout import HEADERS, METADATA, data_node, host_nodes, mht_node
 from cloister.encrypted.stream import decrypt, encrypt
 from cloister.errors import (
@@ -205,7 +205,7 @@ def test_what_is_no_encrypted_file_is_refused(
     with pytest.raises(error):
         EncryptedFile.open_path(path, KEY, None, writable=writable)
     with pytest.raises(error):
-        probe_size(path, KEY, None)
+        probe(path, KEY, None)
 
 
 def test_an_existing_plain_result_says_what_it_is_and_what_to_do(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cloister.encrypted.backing import MemoryBacking
-from cloister.encrypted.file import EncryptedFile, probe_size
+from cloister.encrypted.file import EncryptedFile, probe
 from cloister.encrypted.keys import RandomKeys, read_wrap_key
 from cloister.encrypted.layout import metadata_key
 
@@ -76,7 +76,7 @@ def test_reads_files_of_gramine_tools(data: Path, size: int) -> None:
     key = read_wrap_key(folder / "wrap-key")
     embedded = f"files/{size}.bin"
     expected = hashlib.shake_256(b"cloister fixture").digest(size)
-    assert probe_size(path, key, embedded) == size
+    assert probe(path, key, embedded).size == size
     file = EncryptedFile.open_path(path, key, embedded, writable=False)
     assert file.read(0, size) == expected
     assert b"".join(file.read(i, 1000) for i in range(0, size, 1000)) == expected

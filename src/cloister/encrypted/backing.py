@@ -166,21 +166,31 @@ class FileBacking:
         self._descriptor = descriptor
 
     @classmethod
-    def open(cls, path: Path, *, writable: bool) -> FileBacking:
-        """Open an existing file; a writable one is locked against other writers.
+    def open(
+        cls, path: Path, *, writable: bool, name: Path | None = None, against_writers: bool = False
+    ) -> FileBacking:
+        """Open an existing file; a writable one is locked against all who lock it.
+
+        Args:
+            path: the file.
+            writable: False opens it for reading only.
+            name: what errors call it, if not ``path``.
+            against_writers: lock what is opened for reading, too: against those who write.
 
         Raises:
             NotEncryptedError: it is no regular file.
-            InUseError: another process has it open for writing.
+            InUseError: another process has it open in a way that excludes this one.
             OSError: the host refuses.
         """
         flags = os.O_RDWR if writable else os.O_RDONLY
         flags |= os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not make us wait for its other end
         backing = cls(_open_without_access_time(path, flags))
         try:
-            backing.require_regular(path)
+            backing.require_regular(name or path)
             if writable:
-                backing.lock(path)
+                backing.lock(name or path)
+            elif against_writers:
+                backing.lock(name or path, fcntl.LOCK_SH)
         except BaseException:
             backing.close()
             raise
@@ -232,12 +242,13 @@ class FileBacking:
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
             raise NotEncryptedError(f"{path}: not an encrypted file: not a regular file")
 
-    def lock(self, path: Path) -> None:
-        """Lock the file against other writers until it is closed."""
+    def lock(self, path: Path, kind: int = fcntl.LOCK_EX) -> None:
+        """Lock the file until it is closed: against all who lock it, or (LOCK_SH) who write."""
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InUseError(f"{path}: another process has the file open for writing") from error
+            by_whom = "open" if kind == fcntl.LOCK_EX else "open for writing"
+            raise InUseError(f"{path}: another process has the file {by_whom}") from error
 
     def fileno(self) -> int:
         """Return the descriptor."""

@@ -8,6 +8,7 @@ early, but a crash before the flush is done still brings back the content of the
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -182,6 +183,15 @@ class EncryptedContent:
     def embedded_path(self) -> str:
         """The path the file is bound to."""
         return checks.decode_path(self._path)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of all that the content follows from: of two flushed states, only equal ones.
+
+        What lies behind the first 3072 bytes is authenticated by the root's key and tag.
+        """
+        size = self._size.to_bytes(8, "little")
+        return hashlib.sha256(size + self._nodes.root_entry + self._head).digest()
 
     @property
     def writable(self) -> bool:

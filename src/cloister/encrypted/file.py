@@ -5,9 +5,11 @@ See :mod:`cloister.encrypted.content` for what can be done with an open one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from cloister.encrypted import checks
 from cloister.encrypted.backing import FileBacking, FileRecoveryStore
@@ -39,6 +41,8 @@ class EncryptedFile(EncryptedContent):
         *,
         writable: bool,
         version: int = GRAMINE_VERSION,
+        reach: str | None = None,
+        against_writers: bool = False,
     ) -> EncryptedFile:
         """Open an encrypted file of the host.
 
@@ -50,16 +54,24 @@ class EncryptedFile(EncryptedContent):
             embedded_path: the path it must be bound to; None does not compare.
             writable: False opens it for reading only.
             version: major version it gets when it is changed.
+            reach: a path that leads to the very file, if ``host_path`` may not: its name still says
+                where its recovery file lies.
+            against_writers: while it is open for reading, nobody is to open it for writing.
 
         Raises:
             NotEncryptedError, UnsupportedVersionError, TruncatedError: it is no whole file.
             WrongKeyError, RenamedError: the key or the path does not fit.
             RecoveryError: a write was interrupted and the recovery file is missing or useless.
-            InUseError: it is to be writable, and another process has it open for writing.
+            InUseError: another process has it open in a way that excludes this one.
             OSError: the host refuses.
         """
         path = Path(host_path)
-        main = FileBacking.open(path, writable=writable)
+        main = FileBacking.open(
+            path if reach is None else Path(reach),
+            writable=writable,
+            name=path,
+            against_writers=against_writers,
+        )
         store = FileRecoveryStore(lambda: recovery_paths(path), main)
         try:
             return cls.open(
@@ -248,12 +260,29 @@ def recovery_path(host_path: Path) -> Path:
     return host_path.with_name(name)
 
 
-def probe_size(host_path: str | os.PathLike[str], key: bytes, embedded_path: str | None) -> int:
-    """Return the plaintext size of a file after authenticating its first node only.
+class Probe(NamedTuple):
+    """What the first node of an encrypted file says.
 
-    Raises:
-        CloisterError, OSError: as :meth:`EncryptedFile.open_path`.
+    Attributes:
+        size: plaintext bytes.
+        digest: that of :attr:`EncryptedContent.digest`.
     """
-    file = EncryptedFile.open_path(host_path, key, embedded_path, writable=False)
-    file.close()
-    return file.size
+
+    size: int
+    digest: bytes
+
+
+def probe(
+    host_path: str | os.PathLike[str],
+    key: bytes,
+    embedded_path: str | None,
+    *,
+    reach: str | None = None,
+) -> Probe:
+    """Authenticate the first node of a file, and nothing else.
+
+    Args, raises: as :meth:`EncryptedFile.open_path`.
+    """
+    file = EncryptedFile.open_path(host_path, key, embedded_path, writable=False, reach=reach)
+    with contextlib.closing(file):
+        return Probe(file.size, file.digest)

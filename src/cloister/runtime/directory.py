@@ -13,8 +13,9 @@ import stat
 from cloister.encrypted.paths import holds_content
 from cloister.fuse.filesystem import Attributes, Caller, Change, Statistics
 from cloister.runtime import linux
-from cloister.runtime.encrypted import EncryptedNode, RejectedError, move_tree
+from cloister.runtime.encrypted import EncryptedNode, RejectedError
 from cloister.runtime.host import HostFile, HostSymlink, Place, SpecialFile
+from cloister.runtime.moving import move_tree
 from cloister.runtime.nodes import Directory, Handle, Node, refuse
 from cloister.runtime.policy import Intent, is_below
 from cloister.runtime.scene import (
@@ -107,7 +108,9 @@ class HostDirectory(Directory):
         self.place = Place(scene, host, path, status)
         self.key_name = key_name
         self._last: Attributes | None = None
-        if key_name is None and scene.rules.changes_on_host(path):
+        if key_name is not None:  # another enclave, or the owner, may put files there
+            self.attribute_seconds = self.negative_seconds = HOST_SECONDS
+        elif scene.rules.changes_on_host(path):
             self.name_seconds = self.attribute_seconds = self.negative_seconds = HOST_SECONDS
 
     def attributes(self) -> Attributes:

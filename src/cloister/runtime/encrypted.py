@@ -1,8 +1,12 @@
 """Encrypted files as nodes: plaintext for the program, ciphertext for the host.
 
 All handles of a node share one :class:`~cloister.encrypted.file.EncryptedFile`, so that every
-reader and writer sees the same content. It lives while a handle is open. Errors of the format
-become ``EACCES``, as in Gramine, and are reported with their reason.
+reader and writer sees the same content. It is opened when a handle first needs it, to write only
+if one writes, and closed with the last. Errors of the format become ``EACCES``, as in Gramine, and
+are reported with their reason.
+
+Others may have the file, too: another enclave with the same key, or its owner. While a program
+writes, they are kept out; what they changed, the next open sees.
 """
 
 from __future__ import annotations
@@ -13,9 +17,8 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from cloister.encrypted.paths import holds_content
 from cloister.errors import CloisterError, EmbeddedPathError
 from cloister.fuse.filesystem import Attributes, Caller, Change
 from cloister.fuse.protocol import OpenFlag
@@ -27,7 +30,7 @@ from cloister.runtime.policy import Intent
 from cloister.runtime.scene import WRITING, Scene, change_on_host, rename_on_host, shown
 
 if TYPE_CHECKING:
-    from cloister.encrypted.file import EncryptedFile
+    from cloister.encrypted.file import EncryptedFile, Probe
 
 OWNER_MAY_READ_AND_WRITE = 0o600
 _SMALL = 8192  # bytes of a read for which the engine has a shorter way
@@ -41,6 +44,9 @@ _OFFERED_ALLOCATIONS = (
 
 
 _SMALL_GAP = 1 << 26
+_CHANGED = "the host's file was changed while the program had it open"
+_ATTRIBUTE_SECONDS = 10.0
+"""How long the kernel may show attributes without asking; opening a file asks anyway."""
 
 
 class RejectedError(OSError):
@@ -52,10 +58,22 @@ class RejectedError(OSError):
         self.mend = mend
 
 
+class _Version(NamedTuple):
+    """What tells one content of a host file, opened with one key, from another."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    keys: int
+
+
 class EncryptedNode(Node):
     """A file that is encrypted on the host under a named key and bound to its URI path."""
 
     costs_reading = True
+    attribute_seconds = _ATTRIBUTE_SECONDS
 
     def __init__(self, scene: Scene, keys: Keyring, host: str, path: str, key_name: str) -> None:
         self.scene = scene
@@ -63,22 +81,30 @@ class EncryptedNode(Node):
         self._keys = keys
         self.key_name = key_name
         self._engine: EncryptedFile | None = None
-        self._anchor = -1  # the host's file, also when its name is gone
+        self._anchor = -1  # the host's file while a handle is open, also when its name is gone
         self._written_ns: int | None = None  # when, if the host does not know it yet
         self._handles = 0
-        self._just_probed: int | None = None  # plaintext size, for who made the node to see it
+        self._known: _Version | None = None  # what authenticated last, and the kernel may cache
+        self._content: Probe | None = None  # of that
+        self._shown_version: _Version | None = None  # that of the attributes the kernel has
         if not self._opens():
             # Only removal works on such a file; the kernel must ask again before every use.
             self.attribute_seconds = 0.0
 
     def _opens(self) -> bool:
         try:
-            self._just_probed = self._plain_size()
+            self._plain_size(self.place.status(stat.S_IFREG))
         except FileNotFoundError:
             return True  # about to be created
         except OSError:
             return False
         return True
+
+    def _version(self, status: os.stat_result) -> _Version:
+        return _Version(
+            status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
+            self._keys.changes,
+        )  # fmt: skip
 
     def _key(self) -> bytes:
         key = self._keys.get(self.key_name)
@@ -108,25 +134,42 @@ class EncryptedNode(Node):
                 self.scene.report(self.place.path, intent, error)
             raise
 
-    def _plain_size(self) -> int:
-        probed, self._just_probed = self._just_probed, None
+    def _plain_size(self, status: os.stat_result) -> int:
+        """Return the size of what the host's ``status`` describes.
+
+        Raises:
+            OSError: it does not authenticate.
+        """
         if self._engine is not None:
             return self._engine.size
-        if probed is not None:
-            return probed
-        from cloister.encrypted.file import probe_size
+        version = self._version(status)
+        if version != self._known or self._content is None:
+            from cloister.encrypted.file import probe
 
-        with self.translated(Intent.READ):
-            return probe_size(self.place.use(), self._key(), self.place.path)
+            with self.translated(Intent.READ):
+                self._content = probe(
+                    self._host_name(), self._key(), self.place.path, reach=self._reach()
+                )
+            self._known = version
+        return self._content.size
+
+    def _host_name(self) -> str:
+        """Return where recovery files lie, and what errors call the file."""
+        return self.place.use() if self._anchor < 0 else self.place.host
+
+    def _reach(self) -> str | None:
+        """Return a path of the very file that is open, if one is."""
+        return None if self._anchor < 0 else f"/proc/self/fd/{self._anchor}"
 
     def attributes(self) -> Attributes:
         """Return the host's attributes with the plaintext size."""
-        if self._engine is not None:
+        if self._anchor >= 0:
             return self._shown(os.fstat(self._anchor))
         return self._shown(self.place.status(stat.S_IFREG))
 
     def _shown(self, status: os.stat_result) -> Attributes:
-        attributes = shown(self.scene, status, self._plain_size())
+        attributes = shown(self.scene, status, self._plain_size(status))
+        self._shown_version = self._version(status)
         if self._written_ns is None:
             return attributes
         return attributes._replace(mtime_ns=self._written_ns, ctime_ns=self._written_ns)
@@ -143,7 +186,7 @@ class EncryptedNode(Node):
 
     def change(self, change: Change, handle: Handle | None) -> None:
         """Change mode, size or times of the very file that authenticates."""
-        with self._borrowed() as engine:
+        with self._borrowed(writing=change.size is not None) as engine:
             if change.size is not None and change.size != engine.size:
                 self.truncate(change.size)
             if change.atime_ns is not None or change.mtime_ns is not None:
@@ -152,11 +195,19 @@ class EncryptedNode(Node):
             if mode is not None:
                 mode |= OWNER_MAY_READ_AND_WRITE
             change_on_host(self._anchor, change._replace(size=None, mode=mode))
+            self._remember(engine)
 
     def open(self, flags: int, caller: Caller) -> Handle:
-        """Open; all handles share one state."""
-        self._acquire()
-        handle = EncryptedHandle(self, writing=bool(flags & (WRITING | os.O_TRUNC)))
+        """Open; all handles share one state.
+
+        Raises:
+            OSError: ESTALE: others changed the file. The kernel asks for its attributes, and again.
+        """
+        writing = bool(flags & (WRITING | os.O_TRUNC))
+        cached = self._acquire(writing=writing)
+        handle = EncryptedHandle(self, writing=writing)
+        if not cached:
+            handle.flags &= ~OpenFlag.KEEP_CACHE
         if flags & os.O_TRUNC:
             try:
                 self.truncate(0)
@@ -177,7 +228,6 @@ class EncryptedNode(Node):
                 mode=stat.S_IMODE(mode) | OWNER_MAY_READ_AND_WRITE,
             )
         self._begin(engine, self.place.open(os.O_RDONLY))
-        self._handles = 1
         return EncryptedHandle(self, writing=True)
 
     def create_nameless(self, mode: int) -> Handle:
@@ -192,7 +242,6 @@ class EncryptedNode(Node):
                 mode=stat.S_IMODE(mode) | OWNER_MAY_READ_AND_WRITE,
             )
         self._begin(engine, os.dup(engine.fileno()))
-        self._handles = 1
         self.place.lose()
         return EncryptedHandle(self, writing=True)
 
@@ -204,50 +253,88 @@ class EncryptedNode(Node):
             self._engine.link(host, path)
         self.place.move(host, path)
 
+    def _begin(self, engine: EncryptedFile, anchor: int) -> None:
+        """Take a file that was created, with its first handle."""
+        self._engine, self._anchor, self._handles = engine, anchor, 1
+        self.scene.opened.add(self)
+
     @property
     def engine(self) -> EncryptedFile:
-        """The shared state; there is one while a handle is open."""
-        if self._engine is None:
+        """The shared state; it is there when it is needed, while a handle is open."""
+        if self._handles == 0:
             refuse(errno.EBADF)
-        return self._engine
+        return self._engine or self._open_engine(writing=False)
 
-    def _acquire(self) -> None:
-        if self._engine is None:
-            self._open_engine()
+    def _acquire(self, *, writing: bool) -> bool:
+        """Count one handle more; tell whether what the kernel has cached is the content still."""
+        cached = True
+        if self._anchor < 0:
+            self._anchor = self.place.open(os.O_RDONLY)
+            self.scene.opened.add(self)
+        try:
+            if self._handles == 0:
+                cached = self._is_unchanged(os.fstat(self._anchor))
+            if writing and (self._engine is None or not self._engine.writable):
+                self._open_engine(writing=True)
+        except BaseException:
+            if self._handles == 0:
+                self._close()
+            raise
         self._handles += 1
+        return cached
+
+    def _is_unchanged(self, status: os.stat_result) -> bool:
+        """Authenticate the file, unless it is what did so last; return whether it is."""
+        before, version = self._known, self._version(status)
+        self._plain_size(status)
+        told, self._shown_version = self._shown_version, version
+        if told is not None and told != version:
+            refuse(errno.ESTALE)
+        return before is None or before == version
 
     def _drop(self) -> None:
         self._handles -= 1
         if self._handles == 0:
-            self._close_engine()
+            self._close()
 
-    def _open_engine(self) -> None:
+    def _open_engine(self, *, writing: bool) -> EncryptedFile:
+        """Open the shared state in place of one that cannot write."""
         from cloister.encrypted.file import EncryptedFile
 
-        host = self.place.use()
-        anchor = self.place.open(os.O_RDONLY)
-        try:
-            with self.translated(Intent.READ):
-                engine = EncryptedFile.open_path(
-                    host, self._key(), self.place.path, writable=os.access(host, os.W_OK)
-                )
-        except BaseException:
-            os.close(anchor)
-            raise
-        self._begin(engine, anchor)
+        before, self._engine = self._engine, None
+        if before is not None:
+            before.close()  # its lock would be in the way
+        with self.translated(Intent.READ):
+            engine = EncryptedFile.open_path(
+                self._host_name(), self._key(), self.place.path, writable=writing,
+                reach=self._reach(), against_writers=True,
+            )  # fmt: skip
+        if self._content is None or engine.digest != self._content.digest:
+            engine.close()  # the kernel may show the program parts of what it knew before
+            error = RejectedError(_CHANGED, "close it and open it again", errno.ESTALE)
+            self.scene.report(self.place.path, Intent.READ, error)
+            raise error
+        self._engine = engine
+        return engine
 
-    def _begin(self, engine: EncryptedFile, anchor: int) -> None:
-        self._engine, self._anchor = engine, anchor
-        self.scene.opened.add(self)
+    def _remember(self, engine: EncryptedFile) -> None:
+        """The host's file is what ``engine`` holds, and the kernel knows it."""
+        from cloister.encrypted.file import Probe
 
-    def _close_engine(self) -> None:
+        self._known = self._shown_version = self._version(os.fstat(self._anchor))
+        self._content = Probe(engine.size, engine.digest)
+
+    def _close(self) -> None:
         self.scene.opened.discard(self)
+        engine = self._engine
         try:
             self.flush()
+            if engine is not None and engine.writable:
+                self._remember(engine)
         finally:
-            engine, self._engine = self._engine, None
-            self._written_ns = None
-            os.close(self._anchor)
+            anchor, self._anchor = self._anchor, -1
+            self._engine = self._written_ns = None
+            os.close(anchor)
             if engine is not None:
                 with self.translated(Intent.WRITE):
                     engine.close()
@@ -276,16 +363,18 @@ class EncryptedNode(Node):
 
     def flush(self) -> None:
         """Write what is pending to the host, dated when the program wrote it."""
+        if self._engine is None:
+            return
         with self.translated(Intent.WRITE):
-            self.engine.flush()
+            self._engine.flush()
         if self._written_ns is not None:
             atime = os.fstat(self._anchor).st_atime_ns
             os.utime(self._anchor, ns=(atime, self._written_ns))
             self._written_ns = None
 
     @contextlib.contextmanager
-    def _borrowed(self) -> Iterator[EncryptedFile]:
-        self._acquire()
+    def _borrowed(self, *, writing: bool) -> Iterator[EncryptedFile]:
+        self._acquire(writing=writing)
         try:
             yield self.engine
         finally:
@@ -297,7 +386,7 @@ class EncryptedNode(Node):
 
         with self.translated(Intent.RENAME):
             encode_path(path)
-        self._plain_size()
+        self.attributes()
 
     def release_handle(self) -> None:
         """One handle is gone."""
@@ -312,11 +401,12 @@ class EncryptedNode(Node):
         def rename(old: os.PathLike[str], new: os.PathLike[str]) -> None:
             rename_on_host(os.fspath(old), os.fspath(new), flags)
 
-        with self._borrowed() as engine, self.translated(Intent.RENAME):
+        with self._borrowed(writing=True) as engine, self.translated(Intent.RENAME):
             self.flush()
             before = os.fstat(self._anchor)
             engine.move(host, path, rename=rename)
             os.utime(self._anchor, ns=(before.st_atime_ns, before.st_mtime_ns))
+            self._remember(engine)
         self.place.move(host, path)
 
 
@@ -370,70 +460,3 @@ class EncryptedHandle(Handle):
     def release(self) -> None:
         """Drop the shared state with the last handle."""
         self._node.release_handle()
-
-
-def _directories(top: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield every directory below and its files, parents first; ``os.walk`` fails where it is deep.
-
-    Raises:
-        OSError: the host does not list one.
-    """
-    waiting = [top]
-    while waiting:
-        host = waiting.pop()
-        with os.scandir(host) as listing:
-            entries = list(listing)
-        waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-        yield host, [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
-
-
-def move_tree(scene: Scene, key_name: str, old: tuple[str, str], new: tuple[str, str]) -> None:
-    """Move a directory of encrypted files, each of which is bound to its path.
-
-    The program sees one step. A crash of the machine may leave some of the files in either
-    directory, all of them whole and bound to where they are.
-
-    Args:
-        scene: what its nodes share.
-        key_name: name of the key of all files below.
-        old: host path and URI path of the directory.
-        new: those that it gets; at most an empty directory is there.
-
-    Raises:
-        OSError: ENOTEMPTY: something is there; EACCES: a file below does not open; EXDEV: the host
-            has a symbolic link below. Nothing was moved.
-    """
-    (old_host, old_path), (new_host, new_path) = old, new
-    open_files = {node.place.host: node for node in scene.opened if not node.place.is_lost}
-    moves: list[tuple[EncryptedNode, str, str]] = []
-    others: list[tuple[str, str]] = []
-    directories: list[tuple[str, os.stat_result]] = []
-    for host, files in _directories(old_host):
-        below = host[len(old_host) :]
-        if any(os.path.islink(f"{host}/{name}") for name in files):
-            refuse(errno.EXDEV)  # a link of the host's: what it leads to is bound to this path
-        directories.append((below, os.stat(host)))
-        for name in files:
-            source, target = f"{host}/{name}", f"{new_host}{below}/{name}"
-            if not holds_content(name) or not stat.S_ISREG(os.lstat(source).st_mode):
-                others.append((source, target))
-                continue
-            node = open_files.get(source)
-            if node is None and scene.encrypted is not None:
-                node = scene.encrypted(source, f"{old_path}{below}/{name}", key_name)
-            if node is not None:
-                node.require_movable(f"{new_path}{below}/{name}")
-                moves.append((node, target, f"{new_path}{below}/{name}"))
-    if os.path.isdir(new_host):
-        os.rmdir(new_host)
-    for below, status in directories:
-        os.mkdir(f"{new_host}{below}", stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
-    for node, target, path in moves:
-        node.rename(target, path, 0)
-    for source, target in others:
-        with contextlib.suppress(FileNotFoundError):  # a recovery file that is needed no more
-            os.rename(source, target)
-    for below, status in reversed(directories):
-        os.rmdir(f"{old_host}{below}")
-        os.chmod(f"{new_host}{below}", stat.S_IMODE(status.st_mode))
-        os.utime(f"{new_host}{below}", ns=(status.st_atime_ns, status.st_mtime_ns))

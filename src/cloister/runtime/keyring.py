@@ -16,9 +16,13 @@ class Keyring:
 
     Args:
         names: the names that exist, from encrypted mounts and the manifest's insecure keys.
+
+    Attributes:
+        changes: how often a key was set.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
+        self.changes = 0
         self._keys: dict[str, bytearray | None] = dict.fromkeys(sorted(set(names)))
 
     def __iter__(self) -> Iterator[str]:
@@ -45,6 +49,7 @@ class Keyring:
             raise ValueError(f"a wrap key has {KEY_SIZE} bytes, not {len(key)}")
         self._wipe_one(name)
         self._keys[name] = bytearray(key)
+        self.changes += 1
 
     def wipe(self) -> None:
         """Overwrite and unset all keys."""
