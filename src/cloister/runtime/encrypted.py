@@ -142,6 +142,8 @@ class EncryptedNode(Node):
         """
         if self._engine is not None:
             return self._engine.size
+        if self._handles > 0 and self._content is not None:
+            return self._content.size  # whoever changes it now is found out when it is read
         version = self._version(status)
         if version != self._known or self._content is None:
             from cloister.encrypted.file import probe
@@ -169,7 +171,8 @@ class EncryptedNode(Node):
 
     def _shown(self, status: os.stat_result) -> Attributes:
         attributes = shown(self.scene, status, self._plain_size(status))
-        self._shown_version = self._version(status)
+        # While the file is open, its size is that of what was opened.
+        self._shown_version = self._version(status) if self._handles == 0 else self._known
         if self._written_ns is None:
             return attributes
         return attributes._replace(mtime_ns=self._written_ns, ctime_ns=self._written_ns)
