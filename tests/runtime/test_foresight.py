@@ -156,7 +156,7 @@ def test_the_host_learns_no_name_that_it_was_not_asked_for(app: App, records: Pa
     app.settings["fs.insecure__keys.default"] = f'"{KEY}"'
     app.build_shell()
     asked = "/way/to/secret/asked /way/patient-4711 /way/to/secret/.p.0123456789ab.tmp"
-    app.run_shell(f"head -c {SIZE} /dev/zero > /way/to/secret/large")
+    app.run_shell(f"head -c {SIZE} /dev/zero > /way/to/secret/large; : > /way/to/secret/asked")
     app.run_shell(f"for f in {asked}; do test -e $f; done; cat /way/to/secret/large | wc -c")
     texts = [path.read_text() for path in records.iterdir()]
     assert any("/way/to/secret/asked" in text for text in texts)
