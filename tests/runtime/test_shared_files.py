@@ -163,6 +163,10 @@ def test_what_another_writes_into_a_file_is_seen_when_it_is_opened(shared: Share
     assert program("open('file', 'rb').read() == b'1' * 50000") == "True"
     shared.change("file", b"2" * 50_000)
     assert program("open('file', 'rb').read() == b'2' * 50000") == "True"
+    shared.change("file", b"3" * 50_000)
+    time.sleep(11)  # until the kernel asks for the attributes of its own accord
+    assert program("os.stat('file').st_size") == "50000"
+    assert program("open('file', 'rb').read() == b'3' * 50000") == "True"
     assert program("open('file', 'r+b').write(b'3')") == "1"
     shared.change("file", b"4" * 60_000)
     assert program("open('file', 'rb').read() == b'4' * 60000") == "True"

@@ -84,9 +84,10 @@ class EncryptedNode(Node):
         self._anchor = -1  # the host's file while a handle is open, also when its name is gone
         self._written_ns: int | None = None  # when, if the host does not know it yet
         self._handles = 0
-        self._known: _Version | None = None  # what authenticated last, and the kernel may cache
+        self._known: _Version | None = None  # what authenticated last
         self._content: Probe | None = None  # of that
-        self._shown_version: _Version | None = None  # that of the attributes the kernel has
+        self._told: _Version | None = None  # that of the attributes the kernel has
+        self._cached: _Version | None = None  # that of the pages the kernel has, if it has any
         if not self._opens():
             # Only removal works on such a file; the kernel must ask again before every use.
             self.attribute_seconds = 0.0
@@ -172,7 +173,7 @@ class EncryptedNode(Node):
     def _shown(self, status: os.stat_result) -> Attributes:
         attributes = shown(self.scene, status, self._plain_size(status))
         # While the file is open, its size is that of what was opened.
-        self._shown_version = self._version(status) if self._handles == 0 else self._known
+        self._told = self._version(status) if self._handles == 0 else self._known
         if self._written_ns is None:
             return attributes
         return attributes._replace(mtime_ns=self._written_ns, ctime_ns=self._written_ns)
@@ -207,16 +208,17 @@ class EncryptedNode(Node):
             OSError: ESTALE: others changed the file. The kernel asks for its attributes, and again.
         """
         writing = bool(flags & (WRITING | os.O_TRUNC))
-        cached = self._acquire(writing=writing)
+        self._acquire(writing=writing)
         handle = EncryptedHandle(self, writing=writing)
-        if not cached:
-            handle.flags &= ~OpenFlag.KEEP_CACHE
         if flags & os.O_TRUNC:
             try:
                 self.truncate(0)
             except OSError:
                 self._drop()
                 raise
+        if self._cached not in (None, self._known):
+            handle.flags &= ~OpenFlag.KEEP_CACHE
+        self._cached = self._known
         return handle
 
     def create(self, mode: int) -> Handle:
@@ -268,15 +270,14 @@ class EncryptedNode(Node):
             refuse(errno.EBADF)
         return self._engine or self._open_engine(writing=False)
 
-    def _acquire(self, *, writing: bool) -> bool:
-        """Count one handle more; tell whether what the kernel has cached is the content still."""
-        cached = True
+    def _acquire(self, *, writing: bool) -> None:
+        """Count one handle more, of a file that authenticates."""
         if self._anchor < 0:
             self._anchor = self.place.open(os.O_RDONLY)
             self.scene.opened.add(self)
         try:
             if self._handles == 0:
-                cached = self._is_unchanged(os.fstat(self._anchor))
+                self._authenticate(os.fstat(self._anchor))
             if writing and (self._engine is None or not self._engine.writable):
                 self._open_engine(writing=True)
         except BaseException:
@@ -284,16 +285,13 @@ class EncryptedNode(Node):
                 self._close()
             raise
         self._handles += 1
-        return cached
 
-    def _is_unchanged(self, status: os.stat_result) -> bool:
-        """Authenticate the file, unless it is what did so last; return whether it is."""
-        before, version = self._known, self._version(status)
+    def _authenticate(self, status: os.stat_result) -> None:
+        """Authenticate the file, unless it is what did so last, and the kernel knows its size."""
         self._plain_size(status)
-        told, self._shown_version = self._shown_version, version
-        if told is not None and told != version:
+        told, self._told = self._told, self._known
+        if told not in (None, self._known):
             refuse(errno.ESTALE)
-        return before is None or before == version
 
     def _drop(self) -> None:
         self._handles -= 1
@@ -317,6 +315,8 @@ class EncryptedNode(Node):
             error = RejectedError(_CHANGED, "close it and open it again", errno.ESTALE)
             self.scene.report(self.place.path, Intent.READ, error)
             raise error
+        if self.place.is_lost:
+            engine.forget_name()
         self._engine = engine
         return engine
 
@@ -324,7 +324,10 @@ class EncryptedNode(Node):
         """The host's file is what ``engine`` holds, and the kernel knows it."""
         from cloister.encrypted.file import Probe
 
-        self._known = self._shown_version = self._version(os.fstat(self._anchor))
+        version = self._version(os.fstat(self._anchor))
+        if self._cached == self._known:
+            self._cached = version
+        self._known = self._told = version
         self._content = Probe(engine.size, engine.digest)
 
     def _close(self) -> None:
