@@ -337,7 +337,7 @@ class RecoveryError(EncryptedFileError):
 
 
 class InUseError(EncryptedFileError):
-    """Another process has the file open for writing."""
+    """Another process has the file open: many may read an encrypted file, or one may write it."""
 
     default_hint = "wait until the other process has closed the file"
 
