@@ -254,3 +254,16 @@ def test_there_and_back_means_the_same(document: dict[str, Any]) -> None:
     back["loader"].pop("argv")
     document.get("loader", {}).pop("argv", None)
     assert parsed(back) == parsed(document)
+
+
+def test_what_is_mounted_below_a_protected_directory_stays_visible() -> None:
+    old = graphene(
+        'fs.mounts = [ { path = "/data", uri = "file:data", type = "encrypted" },\n'
+        ' { path = "/data/models", uri = "file:models" } ]\n'
+    )
+    new = to_gramine(ManifestText(tomli_w.dumps(old), "m"), {"data"}.__contains__).document
+    assert [(mount["path"], mount["type"]) for mount in new["fs"]["mounts"]] == [
+        ("/data", "chroot"),
+        ("/data", "encrypted"),
+        ("/data/models", "chroot"),
+    ]

@@ -33,11 +33,11 @@ def init(output: Path | None, python: str | None, as_json: bool, words: tuple[st
     import json
     import sys
 
-    from cloister.project.create import Source, create, inspect
+    from cloister.project.create import Source, application, create, inspect
     from cloister.runtime.journal import Journal
 
     kind, script, arguments = _parse(words)
-    directory = output or Path(f"{script.stem}-confidential")
+    directory = output or Path(f"{application(script)}-confidential")
     _require_new(directory)
     source = Source(script, arguments, kind, python)
     journal = Journal(lambda line: print(line, file=sys.stderr, flush=True))

@@ -5,6 +5,7 @@ Both caches are the user's own. Checksums in them guard against accidents, not a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
@@ -76,8 +77,9 @@ class HashCache:
             name: new[name][1] if name in new else self._index.entry(self._numbers[name])
             for name in records
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._path, _pack(records, entries), mode=0o600)
+        with contextlib.suppress(OSError):  # the next run hashes again
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path, _pack(records, entries), mode=0o600)
 
     def _all_records(self) -> Iterator[bytes]:
         for at in range(0, len(self._records), _RECORD.size):
@@ -151,9 +153,10 @@ class Memo:
         """Keep the result for ``key``; only the youngest few are kept."""
         if self._directory is None:
             return
-        self._directory.mkdir(parents=True, exist_ok=True)
         data = hashlib.sha256(result).digest() + result
-        write_atomically(self._directory / key.hex(), data, mode=0o600)
-        kept = sorted(self._directory.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        for path in kept[:-_KEEP_RESULTS]:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the next run makes it again
+            self._directory.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._directory / key.hex(), data, mode=0o600)
+            kept = sorted(self._directory.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+            for path in kept[:-_KEEP_RESULTS]:
+                path.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ as TOML. What a conversion changes although the words allow it, it says in ``not
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -90,7 +91,20 @@ def _protected_to_encrypted(manifest: Manifest, document: dict[str, Any]) -> Non
                 document["fs"]["root"] = {"type": "encrypted", "uri": uri}
             else:
                 mount = {"type": "encrypted", "path": inside, "uri": uri}
-                document["fs"]["mounts"] = [*document["fs"]["mounts"], mount]
+                _mount_over(document["fs"]["mounts"], mount)
+
+
+def _mount_over(mounts: list[dict[str, Any]], mount: dict[str, Any]) -> None:
+    """Mount over what shows this path, but not over what is mounted deeper after that."""
+    path = mount["path"]
+    places = [posixpath.normpath(other["path"]) for other in mounts]
+    shows = max((at for at, other in enumerate(places) if _is_below(path, other)), default=-1)
+    deeper = (at for at, other in enumerate(places) if at > shows and _is_below(other, path))
+    mounts.insert(next(deeper, len(mounts)), mount)
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return posixpath.commonpath((path, directory)) == directory
 
 
 def _slashes(document: dict[str, Any], is_directory: IsDirectory) -> None:

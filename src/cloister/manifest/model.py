@@ -46,9 +46,14 @@ def parse_size(value: object) -> int:
     return int(match[1], 0 if match[1][:2] in ("0x", "0X") else 10) * _UNITS[match[2].lower()]
 
 
+_LARGEST_ENCLAVE = 1 << 46  # an enclave lies aligned in the lower half of 48-bit addresses
+
+
 def _power_of_two(size: int) -> int:
     if size < 4096 or size & (size - 1):
         raise ValueError(f'{size} bytes is not a power of two, which SGX requires; write "4G"')
+    if size > _LARGEST_ENCLAVE:
+        raise ValueError(f'{size} bytes is more than a process can address; write "4G"')
     return size
 
 

@@ -113,7 +113,7 @@ class ManifestText:
     def _parse(self) -> dict[str, Any]:
         try:
             return tomli.loads(self.text)
-        except (tomli.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             what, line = _toml_problem(error, self.text)
             raise ManifestError(f"{self._where(line)}: not TOML: {what}") from error
 
@@ -130,6 +130,8 @@ class ManifestText:
 def _toml_problem(error: Exception, text: str) -> tuple[str, int]:
     if isinstance(error, RecursionError):
         return "nested too deeply", 1
+    if not isinstance(error, tomli.TOMLDecodeError):
+        return "a number has too many digits", 1
     message = str(error)
     where = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", message)
     if where is None:

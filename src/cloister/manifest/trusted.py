@@ -15,6 +15,7 @@ from typing import NamedTuple
 from cloister.errors import CloisterError
 from cloister.manifest.model import TrustedFile
 from cloister.manifest.tree import FileTree
+from cloister.manifest.uris import FILE
 
 Problem = Callable[[int, str, str | None], CloisterError]
 """Makes the error for a line of the list: its number from 0, what is wrong, what to do."""
@@ -82,7 +83,8 @@ def _of_line(
     if file.sha256 is not None:
         return [(path, Candidate(host, line, bytes.fromhex(file.sha256), named=True))]
     if Path(host).is_dir():
-        raise problem(line, f"{file.uri} is a directory", f'write "{file.uri}/" to trust all of it')
+        hint = f'write "{FILE}{path or "."}/" to trust all of it'
+        raise problem(line, f"{file.uri} is a directory", hint)
     if not Path(host).is_file():
         raise problem(line, f"{file.uri} does not exist, or is no regular file", None)
     return [(path, Candidate(host, line, None, named=True))]

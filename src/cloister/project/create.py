@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -72,6 +73,11 @@ def inspect(source: Source, journal: Journal) -> Sorted:
     )
 
 
+def application(script: Path) -> str:
+    """Return a name that shells and make take as one plain word, after that of a script."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", script.stem).lstrip("-.") or "app"
+
+
 def create(source: Source, files: Sorted, directory: Path) -> Project:
     """Write the project into a new directory.
 
@@ -81,7 +87,7 @@ def create(source: Source, files: Sorted, directory: Path) -> Project:
     if directory.exists() and any(directory.iterdir()):
         raise InputError(f"{directory}: exists and is not empty; expected a new directory")
     project = Project(
-        app=source.script.stem,
+        app=application(source.script),
         script=source.script.name,
         arguments=source.arguments,
         kind=source.kind,
