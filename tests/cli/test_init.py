@@ -157,3 +157,27 @@ def test_runs_that_differ_are_told(home: Path) -> None:
     cloister(home, "init", "count.py")
     done = cloister(home, "try", "count-confidential", expect=1)
     assert "the two runs wrote different files: out" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["train it.py", "it's $x; y.py"])
+def test_a_script_whose_name_is_no_plain_word(home: Path, name: str) -> None:
+    """The project's commands are for shells and make."""
+    (home / name).write_text(SCRIPT)
+    made = json.loads(cloister(home, "init", "--json", f"./{name}").stdout)
+    assert made["app"] == {"t": "train-it", "i": "it-s--x--y"}[name[0]]
+    project = home / made["directory"]
+    for word in name.removesuffix(".py").split():
+        (project / word).mkdir()
+    subprocess.run(["make", "clean"], cwd=project, check=True, stdout=subprocess.DEVNULL)
+    assert all((project / word).is_dir() for word in name.removesuffix(".py").split())
+    cloister(home, "try", made["directory"])
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/there-is-no-such-place")
+    (home / "app.manifest.template").write_text(
+        'libos.entrypoint = "/bin/true"\nsgx.trusted_files = ["file:in/"]\n'
+    )
+    cloister(home, "measure", "app.manifest.template")

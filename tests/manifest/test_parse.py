@@ -170,6 +170,8 @@ BROKEN = [
     ("libos.entrypoint = '/y'", "2: not TOML: "),
     ("[libos]\nentrypoint = '/y'", "2: not TOML: "),
     ("sgx.debug = True", "2: not TOML: invalid value"),
+    ("sgx.isvsvn = " + 5000 * "1", "1: not TOML: a number has too many digits"),
+    ("sgx.enclave_size = '17179869184G'", "2: sgx.enclave_size: 18446744073709551616 bytes is mor"),
 ]
 
 
