@@ -129,6 +129,9 @@ class DiskFile:
     def fsync(self) -> None:
         self.disk.sync(self.name)
 
+    def is_disturbed(self) -> bool:
+        return False
+
     def close(self) -> None:
         pass
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import random
 import signal
@@ -14,14 +16,17 @@ from hypothesis import strategies as st
 
 from cloister.encrypted import bulk, trees, whole
 from cloister.encrypted.file import EncryptedFile
+from cloister.encrypted.layout import mark_pending
 from cloister.encrypted.paths import holds_content, normalise, same_name
 from cloister.encrypted.stream import decrypt, encrypt
+from cloister.encrypted.stream import open as open_encrypted
 from cloister.encrypted.workers import forked_map
 from cloister.errors import (
     CloisterError,
     InputError,
     InUseError,
     NotEncryptedError,
+    RecoveryError,
     RenamedError,
     TamperedError,
     WrongKeyError,
@@ -93,6 +98,44 @@ def test_a_stream_gets_nothing_of_a_damaged_file(tmp_path: Path) -> None:
     assert output.read_bytes() == b""
 
 
+def test_a_file_that_somebody_writes_is_not_called_tampered(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(encrypt(LARGE, KEY, "f"))
+    with contextlib.closing(EncryptedFile.open_path(path, KEY, None, writable=True)) as writer:
+
+        def write(_: int) -> None:
+            writer.write(len(LARGE) - 1, b"!")
+            writer.flush()
+
+        reader = open_encrypted(path, KEY)
+        with pytest.raises(InUseError, match="another process writes to the file"):
+            whole.verify(path, KEY, ANY, advance=write)
+        with pytest.raises(InUseError):
+            whole.decrypt(path, tmp_path / "out", KEY, ANY, advance=write)
+        reader.seek(len(LARGE) - 10)
+        with pytest.raises(InUseError):
+            reader.read(10)
+        whole.verify(path, KEY, ANY)  # at rest
+    with pytest.raises(InUseError):
+        reader.read(10)  # what it knows of the file is past, though nobody writes any more
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
+    path.write_bytes(damaged(path.read_bytes()))
+    with pytest.raises(TamperedError):
+        whole.verify(path, KEY, ANY)
+
+
+def test_a_file_in_the_middle_of_a_write_is_in_use(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    content = encrypt(LARGE[:9000], KEY, "f")
+    path.write_bytes(mark_pending(content[:4096]) + content[4096:])
+    with pytest.raises(RecoveryError):
+        whole.verify(path, KEY, ANY)
+    with path.open("r+b") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        with pytest.raises(InUseError):
+            whole.verify(path, KEY, ANY)
+
+
 def test_a_source_that_shrinks_meanwhile_is_an_error(tmp_path: Path) -> None:
     plain, sealed = tmp_path / "plain", tmp_path / "sealed"
     plain.write_bytes(LARGE[:2_000_000])
@@ -136,7 +179,10 @@ def test_an_interrupted_command_leaves_its_old_output(tmp_path: Path) -> None:
 def test_rekey_changes_the_key_and_nothing_else(tmp_path: Path, size: int, version: int) -> None:
     path = tmp_path / "f"
     path.write_bytes(encrypt(LARGE[:size], KEY, "a/f", version=version))
+    if os.geteuid() == 0:
+        os.chown(path, 4321, 8765)
     path.chmod(0o664)
+    os.utime(path, ns=(1_000_000_007, 1_000_000_007))
     before = path.read_bytes()
     assert whole.rekey(path, KEY, NEW_KEY, jobs=2) is True
     after = path.read_bytes()
@@ -145,6 +191,9 @@ def test_rekey_changes_the_key_and_nothing_else(tmp_path: Path, size: int, versi
         decrypt(after, KEY)
     assert after[8] == version
     assert path.stat().st_mode & 0o777 == 0o664
+    assert path.stat().st_mtime_ns == 1_000_000_007
+    if os.geteuid() == 0:
+        assert (path.stat().st_uid, path.stat().st_gid) == (4321, 8765)
     for start in range(4096, len(after), 4096):
         assert after[start : start + 4096] != before[start : start + 4096]
     assert whole.rekey(path, KEY, NEW_KEY) is False

@@ -38,6 +38,9 @@ class Backing(Protocol):
     def fsync(self) -> None:
         """Return when everything written so far survives a power loss."""
 
+    def is_disturbed(self) -> bool:
+        """Tell whether others write, or have since it was opened: what was read may not fit."""
+
     def close(self) -> None:
         """Release it; idempotent."""
 
@@ -94,6 +97,10 @@ class MemoryBacking:
 
     def fsync(self) -> None:
         """Memory has nothing to sync."""
+
+    def is_disturbed(self) -> bool:
+        """Return False: nobody else has them."""
+        return False
 
     def close(self) -> None:
         """Keep the bytes: they are the result."""
@@ -154,6 +161,10 @@ class StreamBacking:
         """Flush the object's own buffer; it may have no disk to sync."""
         self._stream.flush()
 
+    def is_disturbed(self) -> bool:
+        """Return False: who else has it, only the caller can know."""
+        return False
+
     def close(self) -> None:
         """Flush; the stream stays open."""
         self._stream.flush()
@@ -164,6 +175,8 @@ class FileBacking:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._locked = False
+        self._opened = os.fstat(descriptor)
 
     @classmethod
     def open(
@@ -249,6 +262,7 @@ class FileBacking:
         except BlockingIOError as error:
             by_whom = "open" if kind == fcntl.LOCK_EX else "open for writing"
             raise InUseError(f"{path}: another process has the file {by_whom}") from error
+        self._locked = True
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -293,6 +307,20 @@ class FileBacking:
     def fsync(self) -> None:
         """Wait for the disk."""
         os.fsync(self._descriptor)
+
+    def is_disturbed(self) -> bool:
+        """Tell whether others change the file; a locked one is safe from all who lock it."""
+        if self._locked:
+            return False
+        now = os.fstat(self._descriptor)
+        if (now.st_mtime_ns, now.st_size) != (self._opened.st_mtime_ns, self._opened.st_size):
+            return True
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        return False
 
     def close(self) -> None:
         """Close the descriptor; idempotent."""

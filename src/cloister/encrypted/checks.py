@@ -14,6 +14,8 @@ from cloister.encrypted.layout import (
 )
 from cloister.errors import (
     EmbeddedPathError,
+    EncryptedFileError,
+    InUseError,
     NotEncryptedError,
     RenamedError,
     TruncatedError,
@@ -89,6 +91,13 @@ def compare_size(metadata: Metadata, host_size: int, name: str) -> None:
             f"{name}: truncated: {host_size} bytes, expected {needed} for a content of "
             f"{metadata.size} bytes"
         )
+
+
+def blamed(error: EncryptedFileError, backing: Backing, name: str) -> EncryptedFileError:
+    """Return ``error``, or what explains it as well: that others write to the file meanwhile."""
+    if not backing.is_disturbed():
+        return error
+    return InUseError(f"{name}: another process writes to the file, or did while it was read")
 
 
 def is_marked(backing: Backing) -> bool:

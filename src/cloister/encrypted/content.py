@@ -27,7 +27,7 @@ from cloister.encrypted.layout import (
 from cloister.encrypted.nodes import WAITING_LIMIT, DataNodes
 from cloister.encrypted.recovery import RecoveredView, load_undo, undo
 from cloister.encrypted.runs import RUN_NODES
-from cloister.errors import InputError
+from cloister.errors import InputError, RecoveryError, TamperedError, TruncatedError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -119,16 +119,19 @@ class EncryptedContent:
             version: major version it gets when it is changed.
         """
         checks.check_key(key)
-        node0 = checks.read_node0(main, name)
-        if store is not None and checks.pending(node0):
-            if not writable:
-                view = RecoveredView(main, load_undo(main, store, key, name))
-                return cls.open(view, key, embedded_path, name=name, store=None, writable=False)
-            undo(main, store, key, name)
+        try:
             node0 = checks.read_node0(main, name)
-        metadata = checks.authenticate(node0, key, name)
-        checks.compare_path(metadata, embedded_path, name)
-        checks.compare_size(metadata, main.size(), name)
+            if store is not None and checks.pending(node0):
+                if not writable:
+                    view = RecoveredView(main, load_undo(main, store, key, name))
+                    return cls.open(view, key, embedded_path, name=name, store=None, writable=False)
+                undo(main, store, key, name)
+                node0 = checks.read_node0(main, name)
+            metadata = checks.authenticate(node0, key, name)
+            checks.compare_path(metadata, embedded_path, name)
+            checks.compare_size(metadata, main.size(), name)
+        except (RecoveryError, TamperedError, TruncatedError) as error:
+            raise checks.blamed(error, main, name) from error.__cause__
         journal = _journal(main, store, name, node0, metadata.size) if writable else None
         return cls(
             main,

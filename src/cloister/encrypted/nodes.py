@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from cloister.encrypted import checks
 from cloister.encrypted.backing import Backing, Buffer
 from cloister.encrypted.constants import (
     DATA_PER_MHT,
@@ -27,7 +28,7 @@ from cloister.encrypted.layout import (
 )
 from cloister.encrypted.runs import RUN_NODES, run_buffer
 from cloister.encrypted.tree import DIRTY_LIMIT, MhtTree
-from cloister.errors import TamperedError, TruncatedError
+from cloister.errors import EncryptedFileError, TamperedError, TruncatedError
 
 CACHE_LIMIT: Final = 1024  # decrypted data nodes kept: 4 MiB
 WAITING_LIMIT: Final = 2560  # changed data nodes kept before they are written out: 10 MiB
@@ -219,23 +220,32 @@ class DataNodes:
         try:
             return open_node(entry, cipher)
         except NodeAuthenticationError:
-            raise TamperedError(
-                f"{self._name}: tampered: hash tree node {index} (bytes {node * NODE_SIZE} to "
-                f"{(node + 1) * NODE_SIZE - 1} of the encrypted file) does not authenticate"
+            raise self._blamed(
+                TamperedError(
+                    f"{self._name}: tampered: hash tree node {index} (bytes {node * NODE_SIZE} to "
+                    f"{(node + 1) * NODE_SIZE - 1} of the encrypted file) does not authenticate"
+                )
             ) from None
 
-    def _tampered(self, index: int) -> TamperedError:
+    def _tampered(self, index: int) -> EncryptedFileError:
         content, host = HEAD_SIZE + index * NODE_SIZE, data_node(index) * NODE_SIZE
-        return TamperedError(
-            f"{self._name}: tampered: content from byte {content} (bytes {host} to "
-            f"{host + NODE_SIZE - 1} of the encrypted file) does not authenticate"
+        return self._blamed(
+            TamperedError(
+                f"{self._name}: tampered: content from byte {content} (bytes {host} to "
+                f"{host + NODE_SIZE - 1} of the encrypted file) does not authenticate"
+            )
         )
 
-    def _cut_short(self, node: int) -> TruncatedError:
-        return TruncatedError(
-            f"{self._name}: truncated: ends before byte {(node + 1) * NODE_SIZE}, which its "
-            "content needs"
+    def _cut_short(self, node: int) -> EncryptedFileError:
+        return self._blamed(
+            TruncatedError(
+                f"{self._name}: truncated: ends before byte {(node + 1) * NODE_SIZE}, which its "
+                "content needs"
+            )
         )
+
+    def _blamed(self, error: EncryptedFileError) -> EncryptedFileError:
+        return checks.blamed(error, self._main, self._name)
 
     # --- Changing -----------------------------------------------------------------------------
 

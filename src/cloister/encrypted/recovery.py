@@ -233,6 +233,10 @@ class RecoveredView:
     def fsync(self) -> None:
         """Do nothing: nothing is written."""
 
+    def is_disturbed(self) -> bool:
+        """Tell whether others change the file."""
+        return self._main.is_disturbed()
+
     def close(self) -> None:
         """Close both files."""
         self._state.log.close()

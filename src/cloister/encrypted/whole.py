@@ -273,8 +273,8 @@ def rekey(
         return False
     # Opened for writing, so that nobody else writes meanwhile.
     with contextlib.closing(EncryptedFile.open_path(path, old, None, writable=True)) as file:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        with _ciphertext(path.resolve(), mode) as output:
+        before = path.stat()
+        with _ciphertext(path.resolve(), stat.S_IMODE(before.st_mode)) as output:
             bulk.encrypt_from(
                 file.read_into,
                 file.size,
@@ -286,8 +286,24 @@ def rekey(
                 jobs=jobs,
                 advance=advance,
             )
-            os.fchmod(output.fileno(), mode)
+            _keep_attributes(path, output.fileno(), before)
     return True
+
+
+def _keep_attributes(path: Path, descriptor: int, before: os.stat_result) -> None:
+    """Give a file that replaces another the other's owner, mode and times."""
+    now = os.fstat(descriptor)
+    if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid):
+        try:
+            os.fchown(descriptor, before.st_uid, before.st_gid)
+        except PermissionError as error:
+            raise InputError(
+                f"{path}: belongs to user {before.st_uid} and group {before.st_gid}, which you "
+                "cannot give to a new file",
+                hint="let its owner do it, or root",
+            ) from error
+    os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
+    os.utime(descriptor, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def remove_leftovers(paths: Iterable[Path]) -> None:
