@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,47 @@ def call(*arguments: str, given: bytes = b"") -> tuple[int, bytes, str]:
     """Run the command as a process; return exit code, output and errors."""
     done = subprocess.run([*CLOISTER, *arguments], input=given, capture_output=True, check=False)
     return done.returncode, done.stdout, done.stderr.decode()
+
+
+def test_a_slash_behind_the_target_makes_a_directory(work: Path) -> None:
+    assert run(["encrypt", "-k", "wrap-key", "plain/a.txt", "new/"]) == 0
+    assert run(["decrypt", "-k", "wrap-key", "new/a.txt", "back/again/"]) == 0
+    assert tree(work / "back") == {"again/a.txt": b"alpha\n"}
+    assert run(["encrypt", "-k", "wrap-key", "plain/", "encrypted/"]) == 0
+    assert sorted(tree(work / "encrypted")) == ["a.txt", "empty", "sub/b.bin"]
+    code, _, errors = call("encrypt", "-k", "wrap-key", "plain/a.txt", "new/a.txt/")
+    assert code == 2
+    assert "new/a.txt: is a file" in errors
+
+
+@pytest.mark.parametrize("command", ["encrypt", "decrypt"])
+def test_an_empty_path_is_no_path(work: Path, command: str) -> None:
+    code, _, errors = call(command, "-k", "wrap-key", "--as", "", "plain/a.txt", "out")
+    assert code == 2
+    assert "'--as': expected a path, found an empty one" in errors
+    assert not (work / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closing", "which"),
+    [
+        ("encrypt -k wrap-key - out", "<&-", "input"),
+        ("encrypt -k wrap-key --as out plain/a.txt -", ">&-", "output"),
+        ("decrypt -k wrap-key secret -", ">&-", "output"),
+        ("key show --raw wrap-key", ">&-", "output"),
+    ],
+)
+def test_a_closed_stream_is_not_an_empty_one(
+    work: Path, arguments: str, closing: str, which: str
+) -> None:
+    assert run(["encrypt", "-k", "wrap-key", "plain/a.txt", "secret"]) == 0
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"exec {shlex.join(CLOISTER)} {arguments} {closing}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"standard {which} is closed" in done.stderr
+    assert not (work / "out").exists()
 
 
 # --- key ---------------------------------------------------------------------------------------

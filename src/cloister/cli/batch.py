@@ -23,6 +23,13 @@ STREAM = "-"
 ANY = click.Path(path_type=Path)
 
 
+def not_empty(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Refuse an option's empty text: a variable of the caller's shell that was not set."""
+    if value == "":
+        raise click.BadParameter("expected a path, found an empty one", param=option)
+    return value
+
+
 def key_option(function: Function) -> Function:
     """Add ``-k/--key``: the wrap key's file."""
     return click.option(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +15,14 @@ from cloister.cli.batch import (
     jobs_option,
     json_option,
     key_option,
+    not_empty,
     reason,
     report,
     say,
     work_through,
 )
 from cloister.cli.progress import progress
+from cloister.cli.streams import data_input, data_output
 from cloister.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,15 +31,21 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("sources", type=ANY, nargs=-1, required=True, metavar="SOURCE...")
-@click.argument("target", type=ANY)
+@click.argument("target", type=click.Path())
 @key_option
-@click.option("--as", "embedded", metavar="PATH", help="Path that the file must be bound to.")
+@click.option(
+    "--as",
+    "embedded",
+    metavar="PATH",
+    callback=not_empty,
+    help="Path that the file must be bound to.",
+)
 @click.option("--any-path", is_flag=True, help="Accept files that were bound to another name.")
 @json_option
 @jobs_option
 def decrypt(
     sources: tuple[Path, ...],
-    target: Path,
+    target: str,
     key_file: Path,
     embedded: str | None,
     any_path: bool,
@@ -63,7 +70,7 @@ def decrypt(
     key = read_wrap_key(key_file)
     if embedded is not None and (len(sources) > 1 or sources[0].is_dir()):
         raise InputError("--as names the path of one file")
-    if STREAM in (str(target), *map(str, sources)):
+    if STREAM in (target, *map(str, sources)):
         if as_json:
             raise InputError("--json is for files: it would mix with what goes to a stream")
         return _stream(sources, target, key, embedded, any_path, jobs)
@@ -72,7 +79,7 @@ def decrypt(
 
 def _files(
     sources: tuple[Path, ...],
-    target: Path,
+    target: str,
     key: bytes,
     embedded: str | None,
     any_path: bool,
@@ -81,7 +88,7 @@ def _files(
 ) -> int:
     from cloister.encrypted import trees, whole
 
-    plan = trees.pair(sources, target)
+    plan = trees.pair(sources, Path(target), directory=target.endswith("/"))
 
     def operate(index: int, jobs: int, advance: Advance) -> None:
         each = plan.pairs[index]
@@ -109,7 +116,7 @@ def _files(
 
 def _stream(
     sources: tuple[Path, ...],
-    target: Path,
+    target: str,
     key: bytes,
     embedded: str | None,
     any_path: bool,
@@ -128,8 +135,8 @@ def _stream(
     size = 0 if from_stream else source.stat().st_size
     with progress("Decrypting", size) as advance:
         whole.decrypt(
-            sys.stdin.buffer if from_stream else source,
-            sys.stdout.buffer if str(target) == STREAM else target,
+            data_input() if from_stream else source,
+            data_output() if target == STREAM else Path(target),
             key,
             expected,
             jobs=jobs or processors(),

@@ -17,12 +17,14 @@ from cloister.cli.batch import (
     jobs_option,
     json_option,
     key_option,
+    not_empty,
     reason,
     report,
     say,
     work_through,
 )
 from cloister.cli.progress import progress
+from cloister.cli.streams import data_input, data_output
 from cloister.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,11 +35,12 @@ VERSIONS = {"gramine": 2, "graphene": 1}
 
 @click.command()
 @click.argument("sources", type=ANY, nargs=-1, required=True, metavar="SOURCE...")
-@click.argument("target", type=ANY)
+@click.argument("target", type=click.Path())
 @key_option
 @click.option(
     "--as",
     "embedded",
+    callback=not_empty,
     metavar="PATH",
     help="Path that the file is bound to, or the directory for several files "
     "(default: TARGET as you type it).",
@@ -54,7 +57,7 @@ VERSIONS = {"gramine": 2, "graphene": 1}
 @jobs_option
 def encrypt(
     sources: tuple[Path, ...],
-    target: Path,
+    target: str,
     key_file: Path,
     embedded: str | None,
     format_name: str,
@@ -79,7 +82,7 @@ def encrypt(
 
     key = read_wrap_key(key_file)
     version = VERSIONS[format_name]
-    if STREAM in (str(target), *map(str, sources)):
+    if STREAM in (target, *map(str, sources)):
         if as_json:
             raise InputError("--json is for files: it would mix with what goes to a stream")
         return _streams(sources, target, key, embedded, version, jobs)
@@ -88,7 +91,7 @@ def encrypt(
 
 def _files(
     sources: tuple[Path, ...],
-    target: Path,
+    target: str,
     key: bytes,
     embedded: str | None,
     version: int,
@@ -98,7 +101,7 @@ def _files(
     from cloister.encrypted import trees, whole
     from cloister.encrypted.paths import normalise
 
-    plan = trees.pair(sources, target)
+    plan = trees.pair(sources, Path(target), directory=target.endswith("/"))
     several = len(sources) > 1 or sources[0].is_dir()
 
     def path_of(each: trees.Pair) -> str:
@@ -141,7 +144,7 @@ def _files(
 
 def _streams(
     sources: tuple[Path, ...],
-    target: Path,
+    target: str,
     key: bytes,
     embedded: str | None,
     version: int,
@@ -153,7 +156,7 @@ def _streams(
 
     if len(sources) > 1:
         raise InputError("a standard stream and other files cannot be mixed")
-    to_stream = str(target) == STREAM
+    to_stream = target == STREAM
     if to_stream and embedded is None:
         raise InputError(
             "an encrypted file is bound to a path, and standard output has none",
@@ -163,10 +166,10 @@ def _streams(
         raise InputError("an encrypted file would go to the terminal")
     with progress("Encrypting", 0) as advance:
         whole.encrypt(
-            sys.stdin.buffer if str(sources[0]) == STREAM else sources[0],
-            sys.stdout.buffer if to_stream else target,
+            data_input() if str(sources[0]) == STREAM else sources[0],
+            data_output() if to_stream else Path(target),
             key,
-            normalise(embedded if embedded is not None else os.fspath(target)),
+            normalise(embedded if embedded is not None else target),
             version=version,
             jobs=jobs or processors(),
             advance=advance,

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from cloister.cli.batch import ANY
+from cloister.cli.streams import data_output
 
 
 @click.group()
@@ -68,8 +69,8 @@ def show(file: Path, raw: bool, as_json: bool) -> None:
         )
     secret = read_wrap_key(file)
     if raw:
-        sys.stdout.buffer.write(secret)
-        sys.stdout.buffer.flush()
+        data_output().write(secret)
+        data_output().flush()
     elif as_json:
         click.echo(json.dumps({"file": str(file), "key": secret.hex()}))
     else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from cloister import __version__
+from cloister.cli.streams import open_standard_streams
 from cloister.errors import CloisterError
 from cloister.text import printable
 
@@ -116,20 +117,6 @@ def main(arguments: list[str] | None = None) -> None:
     open_standard_streams()
     gc.set_threshold(_GARBAGE)
     sys.exit(run(arguments))
-
-
-def open_standard_streams() -> None:
-    """Give closed standard streams to ``/dev/null``: nothing else may take their numbers."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            # The lowest free number is this one. Children have it too.
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    # Python has None in place of streams that were closed when it started.
-    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
-    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
-    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def run(arguments: list[str]) -> int:

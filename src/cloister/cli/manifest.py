@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from cloister.cli.streams import data_input
 
 if TYPE_CHECKING:
     from cloister.manifest.parse import ManifestText
@@ -158,7 +159,7 @@ def read(file: Path) -> str:
     from cloister.errors import InputError
 
     try:
-        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        data = data_input().read() if str(file) == "-" else file.read_bytes()
         return data.decode()
     except FileNotFoundError as error:
         raise InputError(f"{file}: there is no such file") from error

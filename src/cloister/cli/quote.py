@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cloister.cli.streams import data_input
 from cloister.cli.trust import FILE, root_option, trust_options
 
 if TYPE_CHECKING:
@@ -209,6 +210,6 @@ def _read(file: str) -> bytes:
 
     limit = MAX_QUOTE_SIZE + 1
     if file == "-":
-        return sys.stdin.buffer.read(limit)
+        return data_input().read(limit)
     with Path(file).open("rb") as stream:
         return stream.read(limit)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cloister.cli.streams import data_input
 from cloister.cli.trust import FILE, utc_now
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def put(
     if as_hex:
         value = read_wrap_key(file).hex().encode() + b"\0"
     elif file == "-":
-        value = sys.stdin.buffer.read(MAX_SECRET_SIZE + 1)
+        value = data_input().read(MAX_SECRET_SIZE + 1)
     else:
         with Path(file).open("rb") as stream:
             value = stream.read(MAX_SECRET_SIZE + 1)

@@ -110,10 +110,11 @@ def in_place(found: Found) -> list[Path]:
     return list(places.values())
 
 
-def pair(sources: Sequence[Path], target: Path) -> Plan:
+def pair(sources: Sequence[Path], target: Path, *, directory: bool = False) -> Plan:
     """Say which file becomes which.
 
-    One file becomes ``target``, or ``target/NAME`` if that is a directory. The files of one
+    One file becomes ``target``, or ``target/NAME`` if that is a directory or, as ``directory``
+    says, is to be one. The files of one
     directory keep their places below ``target``. Of several sources each keeps its own name below
     ``target``.
 
@@ -123,10 +124,13 @@ def pair(sources: Sequence[Path], target: Path) -> Plan:
     """
     if len(sources) == 1 and not sources[0].is_dir():
         find(sources)
-        into = target / sources[0].name if target.is_dir() else target
-        return Plan(_checked([Pair(sources[0], into, sources[0].name)]), [], [], [])
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target}: is a file; several files need a directory")
+        if directory:
+            _require_directory(target, "leave out the slash behind it")
+        directory = directory or target.is_dir()
+        into = target / sources[0].name if directory else target
+        pairs = _checked([Pair(sources[0], into, sources[0].name)])
+        return Plan(pairs, [target] if directory else [], [], [])
+    _require_directory(target, "several files need a directory")
     plan = Plan([], [target], [], [])
     for source in sources:
         below = target if len(sources) == 1 or not source.is_dir() else target / source.name
@@ -139,6 +143,11 @@ def pair(sources: Sequence[Path], target: Path) -> Plan:
         plan.failed.extend(found.failed)
     _checked(plan.pairs)
     return plan
+
+
+def _require_directory(target: Path, instead: str) -> None:
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: is a file; {instead}")
 
 
 def make_directories(plan: Plan, mode: int = 0o777) -> None:

@@ -53,8 +53,8 @@ def run(name: str, arguments: Sequence[str], *, sgx: bool, environment: Mapping[
                 "or on cloister itself",
                 file=sys.stderr,
             )
-    from cloister.cli.main import open_standard_streams
     from cloister.cli.run import run_direct, run_enclave
+    from cloister.cli.streams import open_standard_streams
 
     open_standard_streams()
     try:
