@@ -90,7 +90,7 @@ class TdxKernel(Filesystem):
     def read(self, node: int, handle: int, offset: int, size: int) -> bytes:
         return self._content(node)[offset : offset + size]
 
-    def write(self, node: int, handle: int, offset: int, data: memoryview) -> int:
+    def write(self, node: int, handle: int, offset: int, data: memoryview, *, append: bool) -> int:
         if node == REGISTER:
             self._extend(bytes(data))
         elif NAMES[node % 16 - 1] == b"inblob":

@@ -44,6 +44,17 @@ class Program:
         return self._stdout.readline().rstrip("\n")
 
 
+def start(app: App, processes: contextlib.ExitStack) -> Program:
+    """Start the program of an application whose manifest is written."""
+    process = subprocess.Popen(
+        [*CLOISTER, "run", "--mode", "direct", "app"],
+        cwd=app.directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    processes.callback(process.communicate)
+    return Program(process)
+
+
 class Shared:
     """A directory of encrypted files and the programs that have it."""
 
@@ -59,13 +70,7 @@ class Shared:
 
     def program(self) -> Program:
         """Start one more."""
-        process = subprocess.Popen(
-            [*CLOISTER, "run", "--mode", "direct", "app"],
-            cwd=self._app.directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self._processes.callback(process.communicate)
-        return Program(process)
+        return start(self._app, self._processes)
 
     def put(self, name: str, content: bytes) -> None:
         """Put a file there, in place of one that is there, as its owner does."""
@@ -229,3 +234,51 @@ def test_a_file_that_is_changed_while_it_is_open_is_never_shown_mixed(shared: Sh
     assert program("files['f'].read()") == "OSError"
     assert program("files.pop('f').close()") == "None"
     assert program("open('file', 'rb').read() == b'2' * 60000") == "True"
+
+
+def test_what_others_append_to_an_allowed_file_stays(app: App) -> None:
+    log = app.directory / "secret" / "log"
+    log.parent.mkdir()
+    app.mount("/secret", "file:secret")
+    app.settings["sgx.allowed_files"] = '["file:secret/"]'
+    app.direct([PYTHON, "-c", PROGRAM], input="")
+    with contextlib.ExitStack() as processes:
+        program, other = start(app, processes), start(app, processes)
+        for each in (program, other):
+            each('files.update(a=open("log", "a+"))')
+        program('print("one", file=files["a"], flush=True)')
+        with log.open("a") as host:
+            host.write("a longer line of the host\n")
+        other('print("two", file=files["a"], flush=True)')
+        program('print("three", file=files["a"], flush=True)')
+        expected = "one\na longer line of the host\ntwo\nthree\n"
+        assert log.read_text() == expected
+        assert program('repr([files["a"].seek(0), files["a"].read()][1])') == repr(expected)
+
+
+def test_a_mapping_is_written_to_its_place_though_a_handle_appends(app: App) -> None:
+    log = app.directory / "secret" / "log"
+    log.parent.mkdir()
+    log.write_bytes(bytes(8192))
+    app.mount("/secret", "file:secret")
+    app.settings["sgx.allowed_files"] = '["file:secret/"]'
+    app.direct(
+        [
+            PYTHON,
+            "-c",
+            """\
+import mmap
+appending = open("/secret/log", "ab")
+with open("/secret/log", "r+b") as file:
+    pages = mmap.mmap(file.fileno(), 0)
+pages[:4] = b"here"
+appending.write(b"end")
+appending.flush()
+pages[4096:4101] = b"there"
+pages.flush()
+""",
+        ],
+    )
+    content = bytearray(8192)
+    content[:4], content[4096:4101] = b"here", b"there"
+    assert log.read_bytes() == bytes(content) + b"end"

@@ -165,8 +165,11 @@ class Filesystem:
         """Return at most ``size`` bytes from ``offset`` on; fewer only at the end of the file."""
         _refuse()
 
-    def write(self, node: int, handle: int, offset: int, data: memoryview) -> int:
-        """Write and return how many bytes were taken; ``data`` dies with the call."""
+    def write(self, node: int, handle: int, offset: int, data: memoryview, *, append: bool) -> int:
+        """Write and return how many bytes were taken; ``data`` dies with the call.
+
+        With ``append`` they belong behind the last byte, which the kernel takes for ``offset``.
+        """
         _refuse()
 
     def flush(self, node: int, handle: int) -> None:

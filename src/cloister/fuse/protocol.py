@@ -102,6 +102,7 @@ class SetAttr(IntFlag):
 
 
 GETATTR_HAS_HANDLE = 1
+WRITE_CACHE = 1
 
 # Every request starts with this, every answer with the second one.
 IN_HEADER = Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid total_extlen padding

@@ -288,9 +288,12 @@ class Server:
         return self._filesystem.read(r.node, handle, offset, size)
 
     def _write(self, r: _Request) -> bytes:
-        handle, offset, size, *_ = p.WRITE_IN.unpack_from(r.body)
+        handle, offset, size, how, _, flags, _ = p.WRITE_IN.unpack_from(r.body)
         data = r.body[p.WRITE_IN.size : p.WRITE_IN.size + size]
-        return p.WRITE_OUT.pack(self._filesystem.write(r.node, handle, offset, data), 0)
+        # A page of a mapping has its place, whatever handle the kernel writes it through.
+        append = bool(flags & os.O_APPEND) and not how & p.WRITE_CACHE
+        count = self._filesystem.write(r.node, handle, offset, data, append=append)
+        return p.WRITE_OUT.pack(count, 0)
 
     def _flush(self, r: _Request) -> bytes:
         self._filesystem.flush(r.node, p.FLUSH_IN.unpack_from(r.body)[0])

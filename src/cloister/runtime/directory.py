@@ -207,14 +207,14 @@ class HostDirectory(Directory):
             reached, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode & ~caller.umask
         )
         node = HostFile(self.scene, host, path)
-        return node, node.adopt(descriptor, writing=True)
+        return node, node.adopt(descriptor, flags)
 
     def _require_free_name(self, name: bytes) -> None:
         """Refuse names that belong to the encrypted files themselves, as recovery files do."""
         if not holds_content(os.fsdecode(name)):
             refuse(errno.ENOENT)
 
-    def create_nameless(self, mode: int, caller: Caller) -> tuple[Node, Handle]:
+    def create_nameless(self, flags: int, mode: int, caller: Caller) -> tuple[Node, Handle]:
         """Create a file without a name where creating files is granted."""
         host, path = self.places(_NAMELESS)
         self._require(path, Intent.CREATE)
@@ -222,11 +222,11 @@ class HostDirectory(Directory):
         if key_name is not None and self.scene.encrypted is not None:
             secret = self.scene.encrypted(host, path, key_name)
             return secret, secret.create_nameless(mode & ~caller.umask)
-        flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
-        descriptor = os.open(self.place.inside(), flags, mode & ~caller.umask)
+        nameless = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+        descriptor = os.open(self.place.inside(), nameless, mode & ~caller.umask)
         node = HostFile(self.scene, host, path)
         node.detach()
-        return node, node.adopt(descriptor, writing=True)
+        return node, node.adopt(descriptor, flags)
 
     def mkdir(self, name: bytes, mode: int) -> Node:
         """Create a directory on the host where creating files is granted."""

@@ -228,16 +228,22 @@ class HostFile(Node):
         self.scene.require(self.place.path, Intent.WRITE if writing else Intent.READ)
         if self._trusted is not None:
             refuse(errno.EACCES)
-        return self.adopt(self._open(_host_flags(flags)), writing=writing)
+        return self.adopt(self._open(_host_flags(flags)), flags)
 
     def _open(self, flags: int) -> int:
         if self.place.is_lost and self._handles:
             return os.open(f"/proc/self/fd/{self._handles[0].descriptor}", flags | os.O_CLOEXEC)
         return self.place.open(flags)
 
-    def adopt(self, descriptor: int, *, writing: bool) -> HostHandle:
-        """Make a handle of a host descriptor, which becomes the handle's."""
-        handle = HostHandle(self, descriptor, writing=writing)
+    def adopt(self, descriptor: int, flags: int) -> HostHandle:
+        """Make a handle of a host descriptor, which becomes the handle's.
+
+        Args:
+            descriptor: open on the host; to append to it is not the host's affair, as what the
+                kernel writes out of a mapping comes through it too.
+            flags: with which the program opened it.
+        """
+        handle = HostHandle(self, descriptor, flags)
         self._handles.append(handle)
         return handle
 
@@ -306,12 +312,13 @@ def _host_flags(flags: int) -> int:
 class HostHandle(Handle):
     """An open host file whose bytes are passed through."""
 
-    def __init__(self, node: HostFile, descriptor: int, *, writing: bool) -> None:
+    def __init__(self, node: HostFile, descriptor: int, flags: int) -> None:
         self._node = node
         self.descriptor = descriptor
-        if node.scene.unbuffered:
+        # Where others append too, only the host knows the end; the kernel's pages would not fit.
+        if node.scene.unbuffered or flags & os.O_APPEND:
             self.flags = OpenFlag.DIRECT_IO
-        elif writing:
+        elif flags & WRITING:
             self.flags = OpenFlag.KEEP_CACHE  # what a mapping changed is written out at close
 
     def read(self, offset: int, size: int) -> bytes | memoryview:
@@ -321,6 +328,10 @@ class HostHandle(Handle):
     def write(self, offset: int, data: memoryview) -> int:
         """Write to the host."""
         return os.pwrite(self.descriptor, data, offset)
+
+    def append(self, end: int, data: memoryview) -> int:
+        """Write behind the last byte on the host, in one step: others may append as well."""
+        return os.pwritev(self.descriptor, [data], end, os.RWF_APPEND)
 
     def fsync(self) -> None:
         """Sync the host's file."""

@@ -54,6 +54,10 @@ class Handle:
         """Write all of ``data`` and return its length."""
         refuse(errno.EBADF)
 
+    def append(self, end: int, data: memoryview) -> int:
+        """Write ``data`` behind the last byte; where nobody else writes, the kernel knows it."""
+        return self.write(end, data)
+
     def flush(self) -> None:
         """A descriptor was closed."""
 
@@ -162,7 +166,7 @@ class Directory(Node):
         """Create a file and open it."""
         refuse(errno.EACCES)
 
-    def create_nameless(self, mode: int, caller: Caller) -> tuple[Node, Handle]:
+    def create_nameless(self, flags: int, mode: int, caller: Caller) -> tuple[Node, Handle]:
         """Create a file without a name (O_TMPFILE) and open it."""
         refuse(errno.EOPNOTSUPP)
 

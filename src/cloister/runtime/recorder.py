@@ -377,9 +377,9 @@ class RecordedView(View):
             self._uses[handle].read += len(data)
         return data
 
-    def write(self, node: int, handle: int, offset: int, data: memoryview) -> int:
+    def write(self, node: int, handle: int, offset: int, data: memoryview, *, append: bool) -> int:
         """See :class:`View`."""
-        count = super().write(node, handle, offset, data)
+        count = super().write(node, handle, offset, data, append=append)
         if handle in self._uses:
             self._uses[handle].written += count
         return count

@@ -195,7 +195,7 @@ class View(Filesystem):
 
     def tmpfile(self, parent: int, flags: int, mode: int, caller: Caller) -> tuple[Entry, Opened]:
         """See :class:`Filesystem`."""
-        node, handle = self._directory(parent).create_nameless(mode, caller)
+        node, handle = self._directory(parent).create_nameless(flags, mode, caller)
         known = self._new(node)
         return self._entry(known, handle.attributes()), self._opened(handle)
 
@@ -300,9 +300,10 @@ class View(Filesystem):
                 self._trail.read(node, known.path, offset, len(data))
         return data
 
-    def write(self, node: int, handle: int, offset: int, data: memoryview) -> int:
+    def write(self, node: int, handle: int, offset: int, data: memoryview, *, append: bool) -> int:
         """See :class:`Filesystem`."""
-        return self._handles[handle].write(offset, data)
+        opened = self._handles[handle]
+        return opened.append(offset, data) if append else opened.write(offset, data)
 
     def flush(self, node: int, handle: int) -> None:
         """See :class:`Filesystem`."""
