@@ -77,6 +77,37 @@ def test_from_a_script_to_the_same_result_in_an_enclave(home: Path) -> None:
     assert before == {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
 
 
+def test_directories_for_results_and_inputs_beside_the_script_s(home: Path) -> None:
+    (home.parent / "shared").mkdir()
+    (home.parent / "shared" / "names.txt").write_text("Ada")
+    (home / "results" / "deep").mkdir(parents=True)
+    (home / "greet.py").write_text(
+        'text = open("../shared/names.txt").read()\n'
+        'open("results/deep/greeting.txt", "w").write(f"Hello {text}")\n'
+    )
+    made = json.loads(cloister(home, "init", "--json", "greet.py").stdout)
+    assert made["elsewhere"] == [str(home.parent / "shared" / "names.txt")]
+    assert made["absolute"] == []
+    tried = json.loads(cloister(home, "try", "--json", "greet-confidential").stdout)
+    assert (tried["results"], tried["different"]) == (["results/deep/greeting.txt"], [])
+
+
+def test_a_script_with_its_own_absolute_path_is_told(home: Path) -> None:
+    (home / "fixed.py").write_text(f'open("{home}/in/text.txt").read()')
+    said = cloister(home, "init", "fixed.py", f"--in={home}/in").stdout
+    assert "note: fixed.py has the absolute path of its own directory" in said
+    assert f"note: the argument --in={home}/in has" in said
+
+
+def test_cleaning_keeps_the_only_copy_of_the_results(home: Path) -> None:
+    cloister(home, "init", "-o", "project", "count.py")
+    result = home / "project" / "encrypted" / "result.json"
+    result.parent.mkdir()
+    result.write_bytes(b"encrypted")
+    subprocess.run(["make", "clean"], cwd=home / "project", check=True, capture_output=True)
+    assert result.read_bytes() == b"encrypted"
+
+
 def test_the_projects_own_commands_build_it_and_name_the_enclave(home: Path) -> None:
     cloister(home, "init", "-o", "project", "count.py")
     done = subprocess.run(

@@ -33,7 +33,8 @@ def init(output: Path | None, python: str | None, as_json: bool, words: tuple[st
     import json
     import sys
 
-    from cloister.project.create import Source, application, create, inspect
+    from cloister.project.create import Source, application, create, inspect, names_its_directory
+    from cloister.project.sorting import INSIDE
     from cloister.runtime.journal import Journal
 
     kind, script, arguments = _parse(words)
@@ -51,6 +52,7 @@ def init(output: Path | None, python: str | None, as_json: bool, words: tuple[st
         "data": list(files.data),
         "results": list(files.results),
         "elsewhere": list(files.elsewhere),
+        "absolute": names_its_directory(source, files),
         "lost": list(files.lost),
     }
     if as_json:
@@ -61,6 +63,11 @@ def init(output: Path | None, python: str | None, as_json: bool, words: tuple[st
     )
     for path in files.elsewhere:
         click.echo(f"note: reads {path}, now a trusted file: the host can read it, not change it")
+    for name in names_its_directory(source, files):
+        click.echo(
+            f"note: {name} has the absolute path of its own directory, which is {INSIDE} in the "
+            "enclave: use a relative path"
+        )
     for path in files.lost:
         click.echo(f"note: writes {path}, outside of its directory: the enclave will refuse that")
     click.echo(f"next: cloister try {directory}")

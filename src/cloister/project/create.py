@@ -73,6 +73,15 @@ def inspect(source: Source, journal: Journal) -> Sorted:
     )
 
 
+def names_its_directory(source: Source, files: Sorted) -> list[str]:
+    """Return what of a script has its directory's absolute path in it, which no enclave has."""
+    home = source.script.resolve().parent
+    pattern = re.compile(re.escape(str(home)) + r"(?![\w.-])")
+    texts = {name: (home / name).read_text("utf-8", "replace") for name in files.code}
+    texts |= {f"the argument {word}": word for word in source.arguments}
+    return [name for name, text in texts.items() if pattern.search(text)]
+
+
 def application(script: Path) -> str:
     """Return a name that shells and make take as one plain word, after that of a script."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", script.stem).lstrip("-.") or "app"
@@ -99,6 +108,8 @@ def create(source: Source, files: Sorted, directory: Path) -> Project:
     _copy(home, files.code, directory / "app")
     (directory / "plaintext").mkdir(mode=0o700)
     _copy(home, [name for name in files.data if name not in files.code], directory / "plaintext")
+    for name in files.results:  # a directory that was there when the script wrote into it
+        (directory / "plaintext" / name).parent.mkdir(parents=True, exist_ok=True)
     for name, text in render(project).items():
         write_atomically(directory / name, text.encode())
     write_atomically(directory / "wrap-key", generate(), mode=0o600, replace=False)

@@ -10,7 +10,7 @@ from importlib import resources
 import jinja2
 
 from cloister.project.kinds import Kind
-from cloister.project.sorting import Sorted
+from cloister.project.sorting import INSIDE, Sorted
 from cloister.text import without_braces
 
 _FILES = {"Makefile": "Makefile", "README.md": "README.md", "gitignore": ".gitignore"}
@@ -64,7 +64,7 @@ def render(project: Project) -> dict[str, str]:
 
 def _values(project: Project) -> dict[str, object]:
     files, kind = project.files, project.kind
-    words = [f"/project/{project.script}", *project.arguments]
+    words = [f"{INSIDE}/{project.script}", *project.arguments]
     return {
         "app": project.app,
         "script": project.script,
@@ -76,7 +76,13 @@ def _values(project: Project) -> dict[str, object]:
         "enclave_size": kind.enclave_size,
         "environment": [(name, _quoted(text)) for name, text in kind.environment.items()],
         "interpreter": "" if project.interpreter is None else _quoted(project.interpreter),
-        "elsewhere": files.elsewhere,
+        "elsewhere": list(files.elsewhere),
+        "places": [
+            (place, path)
+            for path, above in files.elsewhere.items()
+            for place in (path, above)
+            if place is not None
+        ],
         "mounted": _mounted(files),
         "more_code": len(files.code) > 1,
         "data": files.data,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cloister.manifest.propose import Observed
@@ -14,6 +14,9 @@ _MACHINES_OWN = (
     *("/etc", "/proc", "/sys", "/dev", "/run"),
     *("/usr/share/zoneinfo", "/usr/share/locale", "/usr/lib/locale", "/usr/lib/ssl"),
 )
+INSIDE = "/project"
+"""The script's directory in the enclave."""
+
 _TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  (recognised, not used)
 
 
@@ -25,14 +28,15 @@ class Sorted:
         code: its own modules, relative to its directory; the script is the first.
         data: what it reads beside them, relative to its directory.
         results: what it writes there, likewise.
-        elsewhere: absolute paths that it reads outside of its directory and of Python.
+        elsewhere: absolute paths that it reads outside of its directory and of Python; the value
+            is where ``../`` leads to them from the directory that it has in the enclave, or None.
         lost: absolute paths that it writes outside of its directory, and not temporarily.
     """
 
     code: tuple[str, ...]
     data: tuple[str, ...]
     results: tuple[str, ...]
-    elsewhere: tuple[str, ...]
+    elsewhere: Mapping[str, str | None]
     lost: tuple[str, ...]
 
 
@@ -49,7 +53,8 @@ def sort(observed: Observed, *, script: str, home: str, python: Sequence[str]) -
     for path in observed.read:
         ours = _below(path, home)
         if ours is None:
-            if not _is_below_any(path, (*python, *_MACHINES_OWN, *_TEMPORARY)):
+            temporary = _is_below_any(path, _TEMPORARY) and _from_above(path, home) is None
+            if not temporary and not _is_below_any(path, (*python, *_MACHINES_OWN)):
                 elsewhere.append(path)
         elif _is_below_any(path, python) or "__pycache__" in path:
             continue  # a virtual environment beside the script, and what Python keeps for itself
@@ -70,9 +75,15 @@ def sort(observed: Observed, *, script: str, home: str, python: Sequence[str]) -
         # which of the two cannot be told, and an old result does no harm among the inputs.
         data=tuple(dict.fromkeys((*data, *changed))),
         results=tuple(results),
-        elsewhere=tuple(elsewhere),
+        elsewhere={path: _from_above(path, home) for path in elsewhere},
         lost=tuple(lost),
     )
+
+
+def _from_above(path: str, home: str) -> str | None:
+    """Return how ``path`` is reached by ``../`` from :data:`INSIDE`; None: not in one step."""
+    beside = _below(path, posixpath.dirname(home))
+    return None if beside is None or f"/{beside}" == path else f"/{beside}"
 
 
 def _below(path: str, directory: str) -> str | None:

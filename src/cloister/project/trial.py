@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cloister.errors import CloisterError, InputError
+from cloister.project.sorting import INSIDE
 from cloister.workflow import CLOISTER, Command, Display, Workflow, free_port
 
 _HINT = "run the command by hand, in the project's directory; its README.md has them all"
 _SUFFIX = ".manifest.template"
-_INSIDE = "/project"
 _PORT = "--port"
 _DESCRIPTION = "/openapi.json"
 
@@ -74,8 +75,9 @@ class Trial(Workflow):
         Raises:
             CloisterError: a step failed.
         """
-        native = self._native_directory()
-        words = self._native_command()
+        manifest = self._manifest()
+        native = self._native_directory(manifest)
+        words = [os.path.relpath(w, INSIDE) if w.startswith(INSIDE) else w for w in manifest.argv]
         return self._try_service(words, native) if _PORT in words else self._try(words, native)
 
     def _try(self, words: list[str], native: Path) -> Tried:
@@ -121,20 +123,23 @@ class Trial(Workflow):
         permitted = ("--enclave", self.app, "--trust-simulated", "platform.json")
         return self.key_server(self._project, "wrap-key", *permitted)
 
-    def _native_directory(self) -> Path:
-        """Put code and data together, as they lie in the enclave."""
+    def _native_directory(self, manifest: _Manifest) -> Path:
+        """Put code, data and what they reach by ``../`` where they lie in the enclave."""
         native = self.work / "native"
         shutil.copytree(self._project / "plaintext", native)
         shutil.copytree(self._project / "app", native, dirs_exist_ok=True)
+        for place, host in manifest.moved:
+            beside = self.work / place.lstrip("/")
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            beside.symlink_to(host)
         return native
 
-    def _native_command(self) -> list[str]:
-        """Return the command that the manifest starts, at its native paths."""
+    def _manifest(self) -> _Manifest:
+        """Return what the manifest starts and what it shows at other paths than the host's."""
         printed = self.cloister(
             "manifest", "render", "-D", "data=plaintext", f"{self.app}{_SUFFIX}", cwd=self._project
         )
-        words = _argv(printed)
-        return [os.path.relpath(w, _INSIDE) if w.startswith(_INSIDE) else w for w in words]
+        return _parsed(printed)
 
     def _prepare(self, *definitions: str) -> str:
         with self.step("owner", "encrypt the inputs"):
@@ -188,15 +193,28 @@ def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.timezone.utc)
 
 
-def _argv(manifest: str) -> list[str]:
+class _Manifest(NamedTuple):
+    """Of a rendered manifest: the command, and files of the host that are moved, with the host's
+    absolute paths."""
+
+    argv: list[str]
+    moved: list[tuple[str, str]]
+
+
+def _parsed(text: str) -> _Manifest:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
     try:
-        return [str(word) for word in tomllib.loads(manifest)["loader"]["argv"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CloisterError("the manifest has no loader.argv") from error
+        manifest = tomllib.loads(text)
+        argv = [str(word) for word in manifest["loader"]["argv"]]
+        hosts = [
+            (m["path"], m.get("uri", "").removeprefix("file:")) for m in manifest["fs"]["mounts"]
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CloisterError("the manifest has no loader.argv or no fs.mounts") from error
+    return _Manifest(argv, [(p, host) for p, host in hosts if host.startswith("/") and p != host])
 
 
 def _unchanged(before: Path, after: Path) -> bool:
