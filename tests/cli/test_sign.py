@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import click
 import pytest
 
 from cloister.cli.main import run
+from cloister.errors import InputError
 from cloister.files import config_home
+from cloister.manifest.sign import rule_for_make
 from cloister.sgx.sigstruct import Sigstruct
 
 SIGNING = Path(__file__).resolve().parent.parent / "data" / "signing"
@@ -60,6 +63,27 @@ def test_verbose_and_depfile(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("o.d").read_text() == (
         "o: \\\n\ta.txt \\\n\tdir/b.txt \\\n\tdir/sub/c.txt \\\n\tpal.so \\\n\tkey.pem\n"
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["two words", "#1", "$HOME", "a\\b", "a\\ b", "100%", "a:b", "ünï", "\udcff"]
+)
+def test_make_reads_the_names_of_a_depfile_back(folder: Path, name: str) -> None:
+    directory = folder / name
+    directory.mkdir()
+    (directory / "x").touch()
+    Path("odd.d").write_bytes(os.fsencode(rule_for_make([Path("o")], [Path(name, "x")])))
+    Path("o").touch()
+    asked = ["make", "-q", "-f", "odd.d", "o"]
+    assert subprocess.run(asked, check=False).returncode == 0
+    (directory / "x").unlink()
+    missing = subprocess.run(asked, capture_output=True, check=False)
+    assert b"No rule to make target" in missing.stderr
+
+
+def test_make_can_have_no_name_with_a_line_break() -> None:
+    with pytest.raises(InputError, match="line breaks"):
+        rule_for_make([Path("o")], [Path("a\nb")])
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:

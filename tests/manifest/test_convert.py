@@ -43,6 +43,15 @@ sgx.protected_files.here = "file:model"
 """
 
 
+@pytest.mark.parametrize("yes", ["1", "true", "TRUE"])
+@pytest.mark.parametrize("written", ['"{}"', '{{ value = "{}" }}'])
+def test_whatever_asks_for_the_wrap_key_still_does(yes: str, written: str) -> None:
+    line = f"loader.env.SECRET_PROVISION_SET_PF_KEY = {written.format(yes)}"
+    assert gramine(line)["loader"]["env"] == {"SECRET_PROVISION_SET_KEY": "default"}
+    with_no = gramine(line.replace(yes, "no"))["loader"]["env"]
+    assert "SECRET_PROVISION_SET_KEY" not in with_no
+
+
 def test_old_manifest_in_new_words() -> None:
     assert gramine(OLD, "dir") == {
         "libos": {"entrypoint": "/bin/true"},

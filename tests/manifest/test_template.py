@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -133,3 +135,16 @@ def test_no_template_makes_anything_but_a_manifest_error(text: str) -> None:
 def test_environment_is_this_process_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "CLOISTER_TEST", "yes")
     assert Template("{{ env.CLOISTER_TEST }}", {}, source="t").render() == "yes"
+
+
+def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
+    template = tmp_path / "m.manifest.template"
+    template.write_text('libos.entrypoint = "/x"\nloader.argv = ["{{ name }}"]\n')
+    for words in (["manifest", "render"], ["build"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "cloister", *words, "-D", b"name=\xff", template],
+            capture_output=True, cwd=tmp_path, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert b"line 2 of the manifest would not be UTF-8: it holds the byte 0xff" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["m.manifest.template"]

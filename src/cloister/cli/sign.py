@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,7 @@ def sign(
     files = core.outputs(prepared, output)
     if depfile is not None:
         needed = [*core.trusted_names(read), *filter(None, (libpal, key))]
-        files[depfile] = core.rule_for_make([output], needed).encode()
+        files[depfile] = os.fsencode(core.rule_for_make([output], needed))
     if to_be_signed is not None and public_key is not None:
         unsigned = prepared.sigstruct(load_modulus(public_key), date)
         written = write_together({to_be_signed: unsigned.to_be_signed(), **files})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def command(output: Path, manifest: Path, key: Path, libpal: Path | None, depend
         files = sign.trusted_names(read, only_unhashed=True)
         made = [output.with_name(f"{_stem(output)}.manifest.sgx"), sigstruct_path]
         rule = sign.rule_for_make(made, [*files, *([libpal] if libpal else []), key])
-        write_atomically(output, rule.encode())
+        write_atomically(output, os.fsencode(rule))
         return
     prepared = sign.prepare_file(read, signing.settings(libpal, "cloister", use_cache=True))
     private = signing.choose_key(key)

@@ -17,6 +17,7 @@ from cloister.manifest.model import Manifest, Mount, RootMount
 from cloister.manifest.parse import ManifestText
 from cloister.manifest.uris import FILE, normalise
 from cloister.manifest.visibility import inside_paths
+from cloister.provision.variables import YES
 
 IsDirectory = Callable[[str], bool]
 
@@ -304,7 +305,9 @@ def _provisioning(
 ) -> None:
     """The variable that makes the provisioned secret a wrap key has another name."""
     env = document.get("loader", {}).get("env", {})
-    if env.get(old) in (old_value, {"value": old_value}):
+    value = env.get(old)
+    value = value.get("value") if isinstance(value, dict) else value
+    if value in YES if old_value == "true" else value == old_value:
         document["loader"]["env"] = {
             (new if name == old else name): (new_value if name == old else value)
             for name, value in env.items()

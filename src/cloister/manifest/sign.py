@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,9 +99,21 @@ def trusted_names(manifest: ManifestFile, *, only_unhashed: bool = False) -> lis
 
 
 def rule_for_make(made: Sequence[Path], needed: Sequence[Path]) -> str:
-    """Return a rule that tells make of what files are made."""
-    lines = [f"{' '.join(map(str, made))}:", *(f"\t{path}" for path in needed)]
+    """Return a rule that tells make of what files are made.
+
+    Raises:
+        InputError: a name has a line break, which no rule can have.
+    """
+    lines = [f"{' '.join(map(_for_make, made))}:", *(f"\t{_for_make(path)}" for path in needed)]
     return " \\\n".join(lines) + "\n"
+
+
+def _for_make(path: Path) -> str:
+    """Return a name as make reads it back."""
+    name = str(path)
+    if "\n" in name:
+        raise InputError(f"{name!r}: make knows no names with line breaks")
+    return re.sub(r"(\\*)([ #:])", r"\1\1\\\2", name).replace("$", "$$")
 
 
 def _index_of(manifest: ManifestFile, expected: bytes) -> bytes:

@@ -60,7 +60,17 @@ class Template:
         Raises:
             ManifestError: a mistake in the template, or a name that nobody defined.
         """
-        return self._render(self._text)
+        text = self._render(self._text)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            line = text.count("\n", 0, error.start) + 1
+            raise ManifestError(
+                f"{self.source}: line {line} of the manifest would not be UTF-8: it holds the byte "
+                f"0x{ord(text[error.start]) & 0xFF:02x}",
+                hint="it comes from an environment variable, a file name or -D",
+            ) from error
+        return text
 
     def line_of(self, line: int) -> int | None:
         """Return the line of the template that made ``line`` of the manifest (both from 1)."""
