@@ -34,6 +34,7 @@ WORDS = {
     "Sha256": "64 hexadecimal digits",
     "Key128": "32 hexadecimal digits",
     "U16": "number up to 65535",
+    "UserId": "number up to 4294967294",
     "NonNegativeInt": "number",
     "PositiveInt": "number above 0",
     "FileUri": "URI",

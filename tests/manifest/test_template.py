@@ -137,6 +137,13 @@ def test_environment_is_this_process_by_default(monkeypatch: pytest.MonkeyPatch)
     assert Template("{{ env.CLOISTER_TEST }}", {}, source="t").render() == "yes"
 
 
+@pytest.mark.parametrize("name", ["gramine.runtimedir", "graphene.runtimedir", "ldd"])
+def test_a_function_is_not_written(name: str) -> None:
+    with pytest.raises(ManifestError, match="is a function") as caught:
+        render("\n{{ " + name + " }}")
+    assert "call it:" in str(caught.value.hint)
+
+
 def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
     template = tmp_path / "m.manifest.template"
     template.write_text('libos.entrypoint = "/x"\nloader.argv = ["{{ name }}"]\n')

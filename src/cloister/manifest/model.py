@@ -17,7 +17,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeInt,
     PositiveInt,
     StringConstraints,
     model_validator,
@@ -38,12 +37,15 @@ def parse_size(value: object) -> int:
     """Return a size such as ``"256M"`` in bytes.
 
     Raises:
-        ValueError: not a number, optionally followed by one of K, M or G.
+        ValueError: not a number, optionally followed by one of K, M or G, or 2**63 and more.
     """
-    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    match = _SIZE.fullmatch(value) if isinstance(value, str) and len(value) <= 100 else None
     if match is None:
         raise ValueError('expected a size in quotes, such as "256M" or "4G"')
-    return int(match[1], 0 if match[1][:2] in ("0x", "0X") else 10) * _UNITS[match[2].lower()]
+    size = int(match[1], 0 if match[1][:2] in ("0x", "0X") else 10) * _UNITS[match[2].lower()]
+    if size >= 1 << 63:
+        raise ValueError(f"{value} is more than any machine has; expected less than 2**63 bytes")
+    return size
 
 
 _LARGEST_ENCLAVE = 1 << 46  # an enclave lies aligned in the lower half of 48-bit addresses
@@ -99,6 +101,8 @@ def _inside_path(value: object) -> object:
             raise ValueError(
                 f"{value!r} is relative; paths inside the enclave start with /: {'/' + value!r}"
             )
+        if "\0" in value:
+            raise ValueError("a path with a NUL character")
         return posixpath.normpath("/" + value.lstrip("/"))
     return value
 
@@ -112,6 +116,7 @@ def _text(value: object) -> object:
 Size = Annotated[int, BeforeValidator(parse_size)]
 Sha256 = Annotated[str, _hexadecimal(64)]
 Key128 = Annotated[str, _hexadecimal(32)]
+UserId = Annotated[int, Field(ge=0, le=0xFFFF_FFFE)]  # the last one means "leave it"
 U16 = Annotated[int, Field(ge=0, le=0xFFFF)]
 FileUri = Annotated[str, _uri(FILE)]
 FileOrDeviceUri = Annotated[str, _uri(FILE, DEVICE)]
@@ -178,8 +183,8 @@ class Loader(Table):
     insecure__use_cmdline_argv: bool = False
     insecure__use_host_env: bool = False
     insecure__disable_aslr: bool = False
-    uid: NonNegativeInt = 0
-    gid: NonNegativeInt = 0
+    uid: UserId = 0
+    gid: UserId = 0
 
     @model_validator(mode="after")
     def _one_source_of_each(self) -> Loader:

@@ -131,7 +131,16 @@ def _jinja() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701  (the output is TOML, not HTML)
+        finalize=_finalize,
     )
+
+
+def _finalize(value: object) -> object:
+    """Refuse to write a function: its name alone was meant to call it."""
+    if callable(value) and not isinstance(value, jinja2.Undefined):
+        name = getattr(value, "__name__", "it")
+        raise ManifestError(f"{name} is a function", hint=f"call it: {name}()")
+    return value
 
 
 def _line(error: BaseException) -> int:
