@@ -35,7 +35,6 @@ WORDS = {
     "Key128": "32 hexadecimal digits",
     "U16": "number up to 65535",
     "UserId": "number up to 4294967294",
-    "NonNegativeInt": "number",
     "PositiveInt": "number above 0",
     "FileUri": "URI",
     "FileOrDeviceUri": "URI, also `dev:`",

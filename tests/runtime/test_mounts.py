@@ -6,11 +6,12 @@ import json
 import os
 import socket
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from applications import KEY, App
+from applications import CLOISTER, KEY, PYTHON, App
 from cloister.runtime.names import resolver_configuration
 
 OTHER_KEY = KEY[::-1]
@@ -191,3 +192,19 @@ def test_the_sandbox_leaves_the_hosts_directories_alone(app: App) -> None:
     _script(app, "echo x > /data/missing/mem/x")
     assert list((app.directory / "data").iterdir()) == []
     assert stat.S_IMODE((app.directory / "data").stat().st_mode) == 0o755
+
+
+def test_a_mount_that_vanished_hides_no_other(app: App) -> None:
+    for name in ("gone", "here"):
+        (app.directory / name).mkdir()
+        app.mount(f"/data/{name}", f"file:{name}")
+    script = "import os; print('ready', flush=True); input(); print(os.listdir('/data'))"
+    assert app.direct([PYTHON, "-c", script], input="\n").stdout == "ready\n['gone', 'here']\n"
+    process = subprocess.Popen(
+        [*CLOISTER, "run", "--mode", "direct", "app"], cwd=app.directory, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    (app.directory / "gone").rmdir()
+    assert process.communicate("\n", timeout=30)[0] == "['here']\n"

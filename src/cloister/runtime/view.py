@@ -352,7 +352,8 @@ class View(Filesystem):
         listing = [Listed(b".", node, stat.S_IFDIR), Listed(b"..", above, stat.S_IFDIR)]
         names = dict(directory.entries())
         for name, mounted in directory.mounted.items():
-            names[name] = stat.S_IFMT(mounted.attributes().mode)
+            with contextlib.suppress(FileNotFoundError):  # the host took it away
+                names[name] = stat.S_IFMT(mounted.attributes().mode)
         for name, mode in names.items():
             child = known.children.get(name)
             listing.append(Listed(name, _UNKNOWN_NUMBER if child is None else child.number, mode))
