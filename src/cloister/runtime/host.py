@@ -309,14 +309,20 @@ def _host_flags(flags: int) -> int:
     return wanted
 
 
+def _only_appends(flags: int) -> bool:
+    """Tell whether the flags of an open file let a program do nothing but append."""
+    return flags & os.O_ACCMODE == os.O_WRONLY and bool(flags & os.O_APPEND)
+
+
 class HostHandle(Handle):
     """An open host file whose bytes are passed through."""
 
     def __init__(self, node: HostFile, descriptor: int, flags: int) -> None:
         self._node = node
         self.descriptor = descriptor
-        # Where others append too, only the host knows the end; the kernel's pages would not fit.
-        if node.scene.unbuffered or flags & os.O_APPEND:
+        # Where others append too, only the host knows the end: pages of the kernel would not fit
+        # until it asks for the size again. What can be read can be mapped, which needs the pages.
+        if node.scene.unbuffered or _only_appends(flags):
             self.flags = OpenFlag.DIRECT_IO
         elif flags & WRITING:
             self.flags = OpenFlag.KEEP_CACHE  # what a mapping changed is written out at close
