@@ -259,7 +259,8 @@ def test_what_others_append_to_an_allowed_file_stays(app: App, mode: str) -> Non
             assert program('repr([files["a"].seek(0), files["a"].read()][1])') == repr(expected)
 
 
-def test_a_mapping_is_written_to_its_place_though_a_handle_appends(app: App) -> None:
+@pytest.mark.parametrize("mode", ["ab", "a+b"])
+def test_a_mapping_is_written_to_its_place_though_a_handle_appends(app: App, mode: str) -> None:
     log = app.directory / "secret" / "log"
     log.parent.mkdir()
     log.write_bytes(bytes(8192))
@@ -269,10 +270,9 @@ def test_a_mapping_is_written_to_its_place_though_a_handle_appends(app: App) -> 
         [
             PYTHON,
             "-c",
-            """\
+            f"""\
 import mmap
-appending = open("/secret/log", "a+b")
-assert mmap.mmap(appending.fileno(), 0)[:] == bytes(8192)
+appending = open("/secret/log", "{mode}")
 with open("/secret/log", "r+b") as file:
     pages = mmap.mmap(file.fileno(), 0)
 pages[:4] = b"here"
@@ -286,3 +286,25 @@ pages.flush()
     content = bytearray(8192)
     content[:4], content[4096:4101] = b"here", b"there"
     assert log.read_bytes() == bytes(content) + b"end"
+
+
+def test_an_allowed_file_that_is_read_and_appended_to_can_be_mapped(app: App) -> None:
+    log = app.directory / "secret" / "log"
+    log.parent.mkdir()
+    log.write_bytes(b"start")
+    app.mount("/secret", "file:secret")
+    app.settings["sgx.allowed_files"] = '["file:secret/"]'
+    done = app.direct(
+        [
+            PYTHON,
+            "-c",
+            """\
+import mmap
+file = open("/secret/log", "a+b", 0)
+print(mmap.mmap(file.fileno(), 0)[:])
+file.write(b", end")
+print(mmap.mmap(file.fileno(), 0)[:])
+""",
+        ],
+    )
+    assert done.stdout == "b'start'\nb'start, end'\n"
