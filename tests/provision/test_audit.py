@@ -187,8 +187,6 @@ def test_many_threads_and_two_writers_share_one_chain(database_url: str) -> None
         thread.start()
     for thread in threads:
         thread.join()
-    for writer in writers:
-        writer.close()
     log = AuditLog(engines[0], KEY)
     assert log.verify().records == 200
     assert len({record.decision["peer"] for record in log.records()}) == 200
@@ -200,7 +198,6 @@ def test_a_decision_that_cannot_be_recorded_is_an_error(engine: sa.Engine) -> No
         connection.exec_driver_sql("DROP TABLE audit")
     with pytest.raises(AuditError, match="audit"):
         writer.record(decision())
-    writer.close()
 
 
 def test_a_decision_that_is_none_is_an_error_and_the_writer_goes_on(engine: sa.Engine) -> None:
@@ -208,7 +205,6 @@ def test_a_decision_that_is_none_is_an_error_and_the_writer_goes_on(engine: sa.E
     with pytest.raises(AuditError, match="internal error"):
         writer.record(decision(reason=object()))
     record = writer.record(decision())
-    writer.close()
     assert (record.sequence, AuditLog(engine, KEY).verify().head) == (1, record.hash)
 
 

@@ -286,12 +286,14 @@ class Report:
 
     def decided(self, decision: Decision, record: AuditRecord | None) -> None:
         """Print a decision and its place in the audit log."""
-        event = {"event": "decision", **decision.to_dict()}
-        line = decision.to_line()
-        if record is not None:
-            event["audit"] = {"sequence": record.sequence, "hash": record.hash}
-            line += f" (audit record {record.sequence})"
-        self._print(event, [line])
+        if self._as_json:
+            event = {"event": "decision", **decision.to_dict()}
+            if record is not None:
+                event["audit"] = {"sequence": record.sequence, "hash": record.hash}
+            self._print(event, [])
+        else:
+            number = f" (audit record {record.sequence})" if record is not None else ""
+            self._print({}, [decision.to_line() + number])
 
     def failed(self, error: CloisterError) -> None:
         """Print a failure that concerns no client."""

@@ -17,11 +17,11 @@ transaction, so that recording does not slow a busy server down.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import hmac
 import json
-import queue
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -41,7 +41,6 @@ _LAST = sa.select(AUDIT.c.sequence, AUDIT.c.hash).order_by(AUDIT.c.sequence.desc
 _INSERT = sa.insert(AUDIT)
 _HASH = re.compile(r"[0-9a-f]{64}")
 _BATCH = 256
-_QUEUE = 8192
 _WAIT_SECONDS = 30.0
 
 
@@ -215,13 +214,17 @@ class _Pending:
 
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
-        self.done = threading.Event()
+        self.done = False
         self.record: AuditRecord | None = None
-        self.failure: Exception | None = None
+        self.failure: Exception = AuditError("audit log: not written")
 
 
 class AuditWriter:
     """Records decisions of many threads, as many as there are in one transaction.
+
+    Whichever thread has its turn writes what all of them have brought meanwhile; the others find
+    theirs written when their turn comes. So an idle server changes no thread, and a busy one
+    makes few transactions.
 
     Args:
         log: where they go.
@@ -229,9 +232,8 @@ class AuditWriter:
 
     def __init__(self, log: AuditLog) -> None:
         self._log = log
-        self._queue: queue.Queue[_Pending | None] = queue.Queue(_QUEUE)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._waiting: collections.deque[_Pending] = collections.deque()
+        self._turn = threading.Lock()
 
     def record(self, decision: Decision) -> AuditRecord:
         """Record a decision; it is on the disk when this returns.
@@ -240,56 +242,32 @@ class AuditWriter:
             AuditError: it could not be recorded.
         """
         pending = _Pending(decision)
-        try:
-            self._queue.put(pending, timeout=_WAIT_SECONDS)
-        except queue.Full as error:
-            raise AuditError("audit log: too many decisions are waiting") from error
-        if not pending.done.wait(_WAIT_SECONDS):
+        self._waiting.append(pending)
+        if not self._turn.acquire(timeout=_WAIT_SECONDS):
             raise AuditError(f"audit log: not written within {_WAIT_SECONDS:g} seconds")
+        try:
+            while not pending.done:
+                self._write_a_batch()
+        finally:
+            self._turn.release()
         if pending.record is None:
             raise _failure(pending.failure) from pending.failure
         return pending.record
 
-    def close(self) -> None:
-        """Write what is waiting and stop."""
-        self._queue.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            batch, last = self._next_batch()
-            if batch:
-                self._write(batch)
-            if last:
-                return
-
-    def _next_batch(self) -> tuple[list[_Pending], bool]:
-        batch: list[_Pending] = []
-        item = self._queue.get()
-        while True:
-            if item is None:
-                return batch, True
-            batch.append(item)
-            if len(batch) >= _BATCH:
-                return batch, False
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return batch, False
-
-    def _write(self, batch: list[_Pending]) -> None:
+    def _write_a_batch(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
         records: Sequence[AuditRecord | None] = [None] * len(batch)
-        failure: Exception | None = None
+        failure: Exception = AuditError("audit log: the writing was interrupted")
         try:
             records = self._log.append([pending.decision for pending in batch])
         except Exception as error:  # whatever it is, those who wait must hear of it
             failure = error
-        for pending, record in zip(batch, records, strict=True):
-            pending.record, pending.failure = record, failure
-            pending.done.set()
+        finally:
+            for pending, record in zip(batch, records, strict=True):
+                pending.record, pending.failure, pending.done = record, failure, True
 
 
-def _failure(error: Exception | None) -> AuditError:
+def _failure(error: Exception) -> AuditError:
     if isinstance(error, AuditError):
         return error
     if isinstance(error, CloisterError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
+import functools
 import ipaddress
 import threading
 from typing import Generic, TypeVar
@@ -38,6 +39,7 @@ class Limits:
     burst: int = 1000
 
 
+@functools.lru_cache(maxsize=1024)
 def origin_of(address: str) -> str:
     """Return what counts as one address: of IPv6 the first 64 bits, which one machine owns."""
     try:

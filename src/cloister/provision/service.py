@@ -240,8 +240,8 @@ class Service:
         self._clock = clock
         self._engine = engine
         self._watcher = watcher
-        self._audit = AuditWriter(AuditLog(engine, store_key)) if engine is not None else None
-        self._recorder = Recorder(self._audit, observer)
+        audit = AuditWriter(AuditLog(engine, store_key)) if engine is not None else None
+        self._recorder = Recorder(audit, observer)
         self._server = KeyServer(
             judge,
             certificate=settings.certificate,
@@ -281,8 +281,6 @@ class Service:
                 self._stopping.set()
                 self._wake.set()
                 keeper.join()
-                if self._audit is not None:
-                    self._audit.close()
         self._observer.stopped(self._server.releases)
         return self._server.releases
 
