@@ -53,12 +53,14 @@ class World:
     def certified(self) -> Certified:
         return DeviceStore(self.directory).open(self.now)
 
-    def quote(self, identity: EnclaveIdentity = PRODUCTION) -> bytes:
+    def quote(
+        self, identity: EnclaveIdentity = PRODUCTION, *, report_data: bytes = bytes(64)
+    ) -> bytes:
         """Quote an enclave of any kind, also of one that no processor would start."""
         certified = self.certified
         processor = Processor(fused=certified.device.fused, report_key_id=bytes(32))
         quoting = QuotingEnclave(processor, certified.device.pck_key, certified.chain.to_pem())
-        return quoting.quote(processor.ereport(identity, quoting.target_info(), bytes(64)))
+        return quoting.quote(processor.ereport(identity, quoting.target_info(), report_data))
 
     def collateral(self, conditions: Conditions | None = None) -> Collateral:
         certified = self.certified

@@ -13,6 +13,7 @@ from cloister.attestation.collateral import Collateral
 from cloister.attestation.dcap import kind_of
 from cloister.attestation.expiry import expires
 from cloister.attestation.pcs import Source
+from cloister.attestation.repeated import RepeatedQuotes
 from cloister.attestation.verify import Authentication, authenticate_quote
 from cloister.errors import CollateralError
 from cloister.sgx.quote import Quote
@@ -77,16 +78,22 @@ class Authenticator:
     def __init__(self, trust: Trust, clock: Callable[[], datetime.datetime]) -> None:
         self.trust = trust
         self._clock = clock
+        self._repeated = RepeatedQuotes()
 
     def authenticate(self, quote: bytes, event_log: bytes = b"") -> Authentication:
         """Check that ``quote`` is genuine now; see :func:`authenticate_quote`."""
-        trust = self.trust
-        return authenticate_quote(
-            quote,
-            anchors=trust.anchors,
-            collateral_for=trust.collateral_for,
-            now=self._clock(),
-            event_log=event_log,
+        trust, now = self.trust, self._clock()
+        anchors, collateral_for = trust.anchors, trust.collateral_for
+        if event_log:
+            return authenticate_quote(
+                quote,
+                anchors=anchors,
+                collateral_for=collateral_for,
+                now=now,
+                event_log=event_log,
+            )
+        return self._repeated.authenticate(
+            quote, anchors=anchors, collateral_for=collateral_for, now=now
         )
 
 

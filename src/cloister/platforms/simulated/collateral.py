@@ -204,8 +204,13 @@ def _qe_identity(
 
 
 def sign_raw(key: ec.EllipticCurvePrivateKey, data: bytes) -> bytes:
-    """Return the ECDSA-SHA256 signature of ``data`` as r and s, 32 big-endian bytes each."""
-    r, s = decode_dss_signature(key.sign(data, ec.ECDSA(hashes.SHA256())))
+    """Return the ECDSA-SHA256 signature of ``data`` as r and s, 32 big-endian bytes each.
+
+    The same data has the same signature (RFC 6979). A real quoting enclave's key is certified once
+    and shows the same bytes in every quote; so does the simulated one's, which keeps nothing.
+    """
+    algorithm = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
+    r, s = decode_dss_signature(key.sign(data, algorithm))
     return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
