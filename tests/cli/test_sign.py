@@ -56,6 +56,38 @@ def test_sigfile_and_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("other").read_bytes() == (SIGNING / "app.sig").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["-o", "key.pem"],
+        ["-o", "o", "-s", "./key.pem"],
+        ["-o", "o", "-s", "o"],
+        ["-o", "o", "-s", "pal.so"],
+        ["-o", "o", "--depfile", "o"],
+        ["-o", "trusted.manifest"],
+        ["-o", "o", "-s", "trusted.manifest"],
+        ["-o", "o", "-s", "o.index"],
+    ],
+    ids=" ".join,
+)
+def test_no_file_replaces_another_one(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    trusted = (
+        'libos.entrypoint = "/x"\nsgx.enclave_size = "64M"\nsgx.trusted_files = ["file:pal.so"]'
+    )
+    Path("trusted.manifest").write_text(trusted)
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    signing = ["sign", "-m", "trusted.manifest", "-k", "key.pem", *COMMON]
+    assert run([*signing, *names]) == 2
+    assert "would replace another file" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
+
+
+def test_a_signed_manifest_is_signed_again_in_place() -> None:
+    arguments = ["-m", "app.manifest", "-o", "app.manifest", "-k", "key.pem", "-q", *COMMON]
+    assert run(["sign", *arguments]) == 0
+    assert Path("app.sig").read_bytes() == (SIGNING / "app.sig").read_bytes()
+
+
 def test_verbose_and_depfile(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["-m", "app.manifest", "-o", "o", "-k", "key.pem", "-v", "--depfile", "o.d"]
     assert run(["sign", *arguments, *COMMON]) == 0
@@ -178,7 +210,10 @@ def test_passphrases(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert "locked.pem: the key is encrypted\nhint: " in capsys.readouterr().err
     Path("wrong").write_text("wrong")
     assert run([*signing, "locked.pem", "--passphrase-file", "wrong"]) == 2
-    assert "or wrong passphrase" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "this passphrase does not open it" in said
+    assert "--passphrase-file" in said
+    assert "signing-key new" not in said
     assert run([*signing, "key.pem", "--passphrase-file", "secret"]) == 2
     assert "key.pem: the key is not encrypted" in capsys.readouterr().err
     Path("empty").write_text("\n")

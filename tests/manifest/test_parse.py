@@ -69,6 +69,7 @@ def test_environment_forms() -> None:
 
 BROKEN = [
     ("x = 1", "2: x: unknown key"),
+    ('"x\\u001b[31m" = 1', '2: "x\\x1b[31m": unknown key'),
     ('sgx.enclave_siz = "4G"', "2: sgx.enclave_siz: unknown key; did you mean sgx.enclave_size?"),
     ("loader.uidd = 0", "2: loader.uidd: unknown key; did you mean loader.uid?"),
     ("enclave_size = 1", "2: enclave_size: unknown key here; did you mean sgx.enclave_size?"),

@@ -69,7 +69,7 @@ def test_python_paths() -> None:
     ("text", "expected"),
     [
         ("\n\n{{ nope }}", "t:3: template: 'nope' is undefined"),
-        ("\n{{ env.NOPE }}", "t:2: template: 'dict object' has no attribute 'NOPE'"),
+        ("\n{{ env.NOPE }}", "t:2: template: the environment variable NOPE is not set"),
         ("\n{% for x in %}", "t:2: template: Expected an expression, got"),
         ("{% if 1 %}\n", "t:1: template: Unexpected end of template"),
         ("\n\n\n{{ 1 / 0 }}", "t:4: template: ZeroDivisionError: division by zero"),
@@ -85,6 +85,16 @@ def test_mistakes_name_the_line(text: str, expected: str) -> None:
         render(text)
     assert caught.value.message.startswith(expected)
     assert "\n" not in caught.value.message
+
+
+def test_a_variable_that_is_not_set_is_told_with_what_helps() -> None:
+    with pytest.raises(ManifestError) as caught:
+        render("{{ env.NOPE }}")
+    assert "default('VALUE')" in str(caught.value.hint)
+    with pytest.raises(ManifestError) as caught:
+        render("{{ nope }}")
+    assert caught.value.hint == "define it with -D NAME=VALUE"
+    assert render("{{ env.NOPE | default('VALUE') }}{{ env.NOPE is defined }}") == "VALUEFalse"
 
 
 TEMPLATE = """\

@@ -77,6 +77,11 @@ def sign(
     prepared = core.prepare_file(read, settings)
     date = signing.choose_date(date)
     files = core.outputs(prepared, output)
+    sigfile = core.sigstruct_path(manifest) if sigfile is None else sigfile
+    core.require_apart(
+        (*files, to_be_signed or sigfile, depfile),
+        (core.kept_apart(read, prepared), key, passphrase_file, libpal, public_key),
+    )
     if depfile is not None:
         needed = [*core.trusted_names(read), *filter(None, (libpal, key))]
         files[depfile] = os.fsencode(core.rule_for_make([output], needed))
@@ -88,7 +93,6 @@ def sign(
         private = signing.choose_key(key, passphrase_file)
         modulus = private.public_key().public_numbers().n
         signed = prepared.sigstruct(modulus, date).sign(private)
-        sigfile = core.sigstruct_path(manifest) if sigfile is None else sigfile
         result = Built(write_together({sigfile: signed.pack(), **files}), prepared, signed)
     if as_json:
         signing.show(result, as_json=True)

@@ -49,16 +49,18 @@ def command(output: Path, manifest: Path, key: Path, libpal: Path | None, depend
             raise click.exceptions.Exit(1) from error
         raise
     if depend:
-        files = sign.trusted_names(read, only_unhashed=True)
+        needed = sign.trusted_names(read, only_unhashed=True)
         made = [output.with_name(f"{_stem(output)}.manifest.sgx"), sigstruct_path]
-        rule = sign.rule_for_make(made, [*files, *([libpal] if libpal else []), key])
+        rule = sign.rule_for_make(made, [*needed, *([libpal] if libpal else []), key])
         write_atomically(output, os.fsencode(rule))
         return
     prepared = sign.prepare_file(read, signing.settings(libpal, "cloister", use_cache=True))
+    files = sign.outputs(prepared, output)
+    sign.require_apart((*files, sigstruct_path), (sign.kept_apart(read, prepared), key, libpal))
     private = signing.choose_key(key)
     modulus = private.public_key().public_numbers().n
     signed = prepared.sigstruct(modulus, signing.choose_date("today")).sign(private)
-    write_together({sigstruct_path: signed.pack(), **sign.outputs(prepared, output)})
+    write_together({sigstruct_path: signed.pack(), **files})
     click.echo("\n".join(describe_graphene(prepared, signed)))
 
 

@@ -16,6 +16,7 @@ from cloister.errors import ManifestError
 from cloister.manifest.dialect import keys_of, translate
 from cloister.manifest.locate import KeyLines, KeyPath
 from cloister.manifest.model import Manifest
+from cloister.text import printable
 
 
 def parse_manifest(text: str, source: str) -> Manifest:
@@ -152,7 +153,7 @@ def dotted(path: KeyPath) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            name = part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f'"{part}"'
+            name = part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f'"{printable(part)}"'
             text += f".{name}" if text else name
     return text or "manifest"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,6 +148,27 @@ def sigstruct_path(manifest: Path) -> Path:
 def outputs(prepared: Prepared, output: Path) -> dict[Path, bytes | None]:
     """Return the files of a prepared enclave, without its signature."""
     return {index_path(output): prepared.index, output: prepared.signed}
+
+
+def require_apart(written: Iterable[Path | None], read: Iterable[Path | None]) -> None:
+    """Refuse to write a file over another one of the same command; None stands for no file.
+
+    Raises:
+        InputError: two names are of one file.
+    """
+    taken = {path.resolve() for path in read if path is not None}
+    for path in filter(None, written):
+        if path.resolve() in taken:
+            raise InputError(
+                f"{path}: what is written there would replace another file of this command",
+                hint="give each file a name of its own",
+            )
+        taken.add(path.resolve())
+
+
+def kept_apart(manifest: ManifestFile, prepared: Prepared) -> Path | None:
+    """Return the manifest, which the signed one must not replace unless it is the same bytes."""
+    return None if prepared.signed == manifest.data else manifest.path
 
 
 def attach(to_be_signed: bytes, modulus: int, signature: bytes) -> Sigstruct:

@@ -22,6 +22,7 @@ from cloister.files import config_home, write_atomically
 from cloister.sgx.sigstruct import EXPONENT, MODULUS_SIZE
 
 KEY_BITS = MODULUS_SIZE * 8
+_PUBLIC_KEY_HINT = "openssl rsa -in KEY.pem -pubout, or ask the HSM for its public key"
 
 
 def default_key_path() -> Path:
@@ -40,12 +41,12 @@ def load_signing_key(path: Path, passphrase: bytes | None = None) -> rsa.RSAPriv
         SigningKeyError: it does not exist, does not open, or is not RSA-3072 with exponent 3.
     """
     try:
-        # Without the slow test of the primes: what a broken key signs is refused after signing.
-        key = load_pem_private_key(
-            path.read_bytes(), passphrase, unsafe_skip_rsa_key_validation=True
-        )
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise SigningKeyError(f"{path}: there is no such signing key") from error
+    try:
+        # Without the slow test of the primes: what a broken key signs is refused after signing.
+        key = load_pem_private_key(data, passphrase, unsafe_skip_rsa_key_validation=True)
     except TypeError as error:
         if passphrase is None:
             raise EncryptedKeyError(f"{path}: the key is encrypted") from error
@@ -53,7 +54,9 @@ def load_signing_key(path: Path, passphrase: bytes | None = None) -> rsa.RSAPriv
             f"{path}: the key is not encrypted", hint="give no passphrase"
         ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise SigningKeyError(f"{path}: not a private key in PEM, or wrong passphrase") from error
+        if passphrase is not None and b"ENCRYPTED" in data:
+            raise EncryptedKeyError(f"{path}: this passphrase does not open it") from error
+        raise SigningKeyError(f"{path}: not a private key in PEM") from error
     return _checked(key, path)
 
 
@@ -84,7 +87,9 @@ def load_modulus(path: Path) -> int:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise SigningKeyError(f"{path}: there is no such public key") from error
+        raise SigningKeyError(
+            f"{path}: there is no such public key", hint=_PUBLIC_KEY_HINT
+        ) from error
     key: object
     try:
         if b"-----BEGIN CERTIFICATE-----" in data:
@@ -96,7 +101,7 @@ def load_modulus(path: Path) -> int:
     except (ValueError, UnsupportedAlgorithm) as error:
         raise SigningKeyError(
             f"{path}: not a public key or certificate in PEM",
-            hint="openssl rsa -in KEY.pem -pubout, or ask the HSM for its public key",
+            hint=_PUBLIC_KEY_HINT,
         ) from error
     if not isinstance(key, rsa.RSAPublicKey):
         raise SigningKeyError(f"{path}: expected an RSA public key, found another kind")

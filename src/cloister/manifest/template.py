@@ -97,7 +97,7 @@ class Template:
         except jinja2.TemplateSyntaxError as error:
             raise self._problem(error.lineno, f"template: {error.message}") from error
         except jinja2.UndefinedError as error:
-            hint = "define it with -D NAME=VALUE"
+            hint = _Undefined.hint_of(str(error.message))
             raise self._problem(_line(error), f"template: {error.message}", hint) from error
         except CloisterError as error:
             raise self._problem(_line(error), error.message, error.hint) from error
@@ -126,9 +126,33 @@ def _mark(text: str) -> str:
     return marked
 
 
+class _Environment(dict[str, str]):
+    """``env``; a type of its own, so that errors can tell whose name is missing."""
+
+
+_NOT_SET = "the environment variable {} is not set"
+
+
+class _Undefined(jinja2.StrictUndefined):
+    """A name that nobody defined."""
+
+    @property
+    def _undefined_message(self) -> str:
+        if isinstance(self._undefined_obj, _Environment):
+            return _NOT_SET.format(self._undefined_name)
+        return super()._undefined_message
+
+    @staticmethod
+    def hint_of(message: str) -> str:
+        """Return what to do about it."""
+        if message.startswith(_NOT_SET.partition("{}")[0]):
+            return "set it, or give the template another value: env.NAME | default('VALUE')"
+        return "define it with -D NAME=VALUE"
+
+
 def _jinja() -> jinja2.Environment:
     return jinja2.Environment(
-        undefined=jinja2.StrictUndefined,
+        undefined=_Undefined,
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701  (the output is TOML, not HTML)
         finalize=_finalize,
@@ -163,7 +187,7 @@ def global_names(environment: Mapping[str, str], tree: FileTree) -> dict[str, An
     return {
         "gramine": installation,
         "graphene": installation,
-        "env": dict(environment),
+        "env": _Environment(environment),
         "python": PythonFacts(),
         "ldd": ldd,
         "python_environment": environment_of,
