@@ -270,6 +270,29 @@ def test_inspect_shows_what_a_file_is_and_never_its_content(
     ]
 
 
+def test_verify_of_nothing_is_no_success(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "empty" / "below").mkdir(parents=True)
+    assert run(["verify", "-k", "wrap-key", "empty"]) == 2
+    assert "empty: holds no file" in capsys.readouterr().err
+
+
+def test_a_key_in_place_of_its_files_name_is_not_repeated(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits = (work / "wrap-key").read_bytes().hex()
+    assert run(["verify", "-k", digits, "plain"]) == 2
+    said = capsys.readouterr().err
+    assert "32 hex digits" in said
+    assert digits not in said
+
+
+def test_inspect_of_a_directory_says_what_to_name(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["inspect", "plain"]) == 2
+    assert capsys.readouterr().err.endswith("a directory\nhint: name the files in it\n")
+
+
 def test_verify_lists_all_that_is_bad(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["encrypt", "-k", "wrap-key", "plain", "encrypted"])
     capsys.readouterr()

@@ -163,6 +163,15 @@ def test_wrong_use_is_answered_like_a_plain_file(path: Path) -> None:
         file.tell()
 
 
+@pytest.mark.parametrize("version", [0, 3, -1])
+def test_an_unknown_version_is_refused_before_anything_is_made(path: Path, version: int) -> None:
+    with pytest.raises(ValueError, match="version is"):
+        cloister.encrypted.open(path, KEY, "w", version=version)
+    assert not path.exists()
+    with pytest.raises(ValueError, match="version is"):
+        cloister.encrypted.encrypt(b"x", KEY, "/x", version=version)
+
+
 def test_a_file_of_another_key_or_a_plain_one_is_never_overwritten(path: Path) -> None:
     path.write_bytes(b"plain")
     with pytest.raises(NotEncryptedError):

@@ -42,6 +42,7 @@ def verify(
     """
     from cloister.encrypted import trees, whole
     from cloister.encrypted.keys import read_wrap_key
+    from cloister.errors import InputError
 
     key = read_wrap_key(key_file)
     found = trees.find(paths)
@@ -52,6 +53,11 @@ def verify(
         whole.verify(path, key, expected, jobs=jobs, advance=advance)
 
     files = [path for path, _ in found.files]
+    if not (files or found.failed or found.skipped):
+        raise InputError(
+            f"{', '.join(map(str, paths))}: holds no file, so that nothing can be verified",
+            hint="name the directory that has the encrypted files",
+        )
     answers = work_through("Verifying", files, operate, jobs=jobs)
     if as_json:
         verdicts = [

@@ -252,8 +252,15 @@ class FileBacking:
 
     def require_regular(self, path: Path) -> None:
         """Refuse directories, FIFOs and devices."""
-        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-            raise NotEncryptedError(f"{path}: not an encrypted file: not a regular file")
+        mode = os.fstat(self._descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise NotEncryptedError(
+                f"{path}: not an encrypted file, but a directory", hint="name the files in it"
+            )
+        if not stat.S_ISREG(mode):
+            raise NotEncryptedError(
+                f"{path}: not an encrypted file: not a regular file", hint="name a file"
+            )
 
     def lock(self, path: Path, kind: int = fcntl.LOCK_EX) -> None:
         """Lock the file until it is closed: against all who lock it, or (LOCK_SH) who write."""

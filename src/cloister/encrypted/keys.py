@@ -78,6 +78,11 @@ def read_wrap_key(path: str | os.PathLike[str]) -> bytes:
     Raises:
         WrapKeyError: the file is missing, empty or holds something else.
     """
+    if _HEX.fullmatch(os.fsencode(path)) and not os.path.lexists(path):
+        raise WrapKeyError(  # not a word of it: it may well be a key
+            "32 hex digits were given where the name of a key file is expected",
+            hint="write them to a file with permissions 0600, and give its name",
+        )
     try:
         with Path(path).open("rb") as stream:
             content = stream.read(_READ_LIMIT)

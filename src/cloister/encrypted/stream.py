@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from cloister.encrypted.backing import MemoryBacking
-from cloister.encrypted.constants import GRAMINE_VERSION
+from cloister.encrypted.constants import GRAMINE_VERSION, VERSIONS
 from cloister.encrypted.content import EncryptedContent
 from cloister.encrypted.file import EncryptedFile
 from cloister.encrypted.keys import read_wrap_key
@@ -165,6 +165,11 @@ def _bytes_of(buffer: ReadableBuffer) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(b"")  # a shape with zeros has no cast
 
 
+def _require_known(version: int) -> None:
+    if version not in VERSIONS:
+        raise ValueError(f"version is {version}, expected 1 (Graphene) or 2 (Gramine)")
+
+
 def open(
     path: str | os.PathLike[str],
     key: Key,
@@ -205,6 +210,7 @@ def open(
     plain_mode = mode.replace("b", "", 1)
     if plain_mode not in MODES:
         raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}, with or without b")
+    _require_known(version)
     secret = key if isinstance(key, bytes) else read_wrap_key(key)
     host = Path(path)
     new = plain_mode[0] == "x" or (plain_mode[0] in "wa" and not host.exists())
@@ -233,6 +239,7 @@ def encrypt(
     Raises:
         CloisterError: the key or the path cannot be used.
     """
+    _require_known(version)
     secret = key if isinstance(key, bytes) else read_wrap_key(key)
     backing = MemoryBacking()
     content = EncryptedContent.create(
