@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 from cloister.attestation import Collateral, SimulatedBundle, intel, verify_quote
 from cloister.attestation.anchors import TrustAnchor
 from cloister.attestation.policy import MrEnclave, TcbStatus, all_of
+from cloister.attestation.policy_file import parse_policy
 from cloister.attestation.trust import Authenticator, Trust
 from cloister.errors import (
     AttestationError,
@@ -68,6 +69,13 @@ def test_intels_root_does_not_vouch_for_it(world: World) -> None:
     with pytest.raises(UntrustedRootError, match="SIMULATED") as caught:
         world.verify(anchors=[intel()]).require()
     assert "--trust-simulated" in str(caught.value.hint)
+
+
+def test_a_policy_for_hardware_says_how_a_simulated_platform_would_be_meant(world: World) -> None:
+    policy = parse_policy(f'version = 1\nmrenclave = "{PRODUCTION.mr_enclave.hex()}"\n')
+    with pytest.raises(UntrustedRootError, match="SIMULATED") as caught:
+        world.verify(policy=policy).require()
+    assert 'roots = ["SHA-256"]' in str(caught.value.hint)
 
 
 def test_another_devices_root_does_not_vouch_for_it(world: World, tmp_path: Path) -> None:

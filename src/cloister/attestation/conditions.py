@@ -148,6 +148,12 @@ class ReportData:
         return one_of("report data", evidence.report_data, {self.expected}, ReportDataError)
 
 
+_MEANT = (
+    'a policy file that means a SIMULATED platform names its root: roots = ["SHA-256"];'
+    " cloister platform export prints it"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Root:
     """The root that vouches is one of these.
@@ -176,4 +182,5 @@ class Root:
         found = evidence.anchor.fingerprint
         shown = f"SIMULATED {found}" if evidence.simulated else found
         passed = found in self.accepted
-        return Check("root", passed, shown, either(self.accepted), UntrustedRootError)
+        hint = _MEANT if evidence.simulated else None
+        return Check("root", passed, shown, either(self.accepted), UntrustedRootError, hint)
