@@ -80,6 +80,17 @@ def test_notes_say_what_changed() -> None:
     assert any(note.startswith("loader.preload was left out: ") for note in notes)
 
 
+def test_what_reading_leaves_out_is_told_in_both_directions() -> None:
+    text = BASE + "loader.argv0_override = 'x'\nloader.insecure__use_cmdline_argv = true\n"
+    for notes in (
+        to_gramine(ManifestText(text, "m"), lambda path: False).notes,
+        to_graphene(ManifestText(text, "m")).notes,
+    ):
+        assert any(note.startswith("loader.argv0_override was left out: ") for note in notes)
+    notes = to_graphene(ManifestText(BASE + OLD, "m")).notes
+    assert not any(note.startswith("loader.preload") for note in notes)
+
+
 def test_gramine_to_gramine_changes_nothing_but_adds_what_its_schema_needs() -> None:
     text = "sgx.debug = true\nsgx.trusted_files = ['file:dir']\n"
     assert gramine(text, "dir") == {

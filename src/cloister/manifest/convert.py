@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +63,7 @@ def to_gramine(text: ManifestText, is_directory: IsDirectory) -> Converted:
         if "debug" not in document.get("sgx", {}):
             document.setdefault("sgx", {})["debug"] = False
             result.notes.append("sgx.debug is off now; Graphene's default was on")
-    result.notes += [f"{_dotted(path)} was left out: {why}" for path, why in text.dropped.items()]
+    result.notes += _dropped(text)
     result.document = _renamed(document, "graphene", "gramine")
     return result
 
@@ -183,6 +183,7 @@ class _ToGraphene:
         self._keys()
         self._mounts()
         self._enclave()
+        self.result.notes += _dropped(text, written=(("loader", "preload"),))
         self._loader["preload"] = "file:{{ graphene.libos }}"
         _provisioning(document, _KEY, _PF_KEY, _DEFAULT, "true")
         self.result.document = _renamed(document, "gramine", "graphene")
@@ -298,6 +299,14 @@ def _name(path: str, taken: dict[str, Any]) -> str:
 
 
 # --- both ----------------------------------------------------------------------------------------
+
+
+def _dropped(text: ManifestText, written: Collection[KeyPath] = ()) -> list[str]:
+    return [
+        f"{_dotted(path)} was left out: {why}"
+        for path, why in text.dropped.items()
+        if path not in written
+    ]
 
 
 def _provisioning(
