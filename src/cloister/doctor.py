@@ -13,11 +13,13 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cloister.errors import CloisterError, SandboxError
+from cloister.files import config_home, data_home
 
 OLDEST_KERNEL = (5, 4)
 OWNER_COMMANDS = (
@@ -107,7 +109,7 @@ def diagnose(machine: Machine, try_run: Callable[[], None] | None) -> Iterator[F
         try_run: makes a real run, or raises; None leaves it out.
     """
     needed = [_system(machine), _kernel(machine), _python(), *_namespaces(machine)]
-    needed += [_fuse(machine), _seccomp(machine)]
+    needed += [_fuse(machine), _seccomp(machine), _own_directories()]
     yield from needed
     if try_run is not None:
         yield _real_run(machine, try_run, is_explained=not can_run(needed))
@@ -216,6 +218,22 @@ def _seccomp(machine: Machine) -> Finding:
         "seccomp", State.MISSING, f"the kernel offers only: {actions}",
         "use a kernel with CONFIG_SECCOMP_FILTER",
     )  # fmt: skip
+
+
+def _own_directories() -> Finding:
+    """Whether keys and the simulated platform can be kept."""
+    name = "own directories"
+    mend = "set HOME, or XDG_DATA_HOME and XDG_CONFIG_HOME, to directories of this user"
+    try:
+        for home in (data_home(), config_home()):
+            nearest = next(path for path in (home, *home.parents) if path.exists())
+            with tempfile.TemporaryDirectory(prefix=".cloister-doctor-", dir=nearest):
+                pass
+    except OSError as error:
+        return Finding(name, State.MISSING, f"{home} cannot be written: {error.strerror}", mend)
+    except CloisterError as error:
+        return Finding(name, State.MISSING, error.message, mend)
+    return Finding(name, State.OK, f"{data_home()} can be written")
 
 
 def _real_run(machine: Machine, try_run: Callable[[], None], *, is_explained: bool) -> Finding:

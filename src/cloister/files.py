@@ -206,8 +206,14 @@ def make_private_directory(path: Path) -> None:
 
 def _xdg(variable: str, default: str) -> Path:
     value = os.environ.get(variable, "")
-    base = Path(value) if value and Path(value).is_absolute() else Path.home() / default
-    return base / "cloister"
+    if value and Path(value).is_absolute():
+        return Path(value) / "cloister"
+    try:
+        return Path.home() / default / "cloister"
+    except RuntimeError as error:  # neither $HOME nor an entry in the list of users
+        raise InputError(
+            "this user has no home directory", hint=f"set HOME or {variable} to a directory"
+        ) from error
 
 
 def filesystem_of(directory: Path) -> str | None:

@@ -110,6 +110,27 @@ def test_what_is_missing_is_named_with_its_mend(
     assert mend in str(found[name].mend)
 
 
+def test_directories_that_cannot_be_made(
+    describe: Describe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("XDG_DATA_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    found = missing(describe())["own directories"]
+    assert found.meaning.startswith("/proc/nowhere/.local/share/cloister cannot be written: ")
+    assert "XDG_DATA_HOME" in str(found.mend)
+
+
+def test_a_user_without_a_home(describe: Describe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for variable in ("XDG_DATA_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert missing(describe())["own directories"].meaning == "this user has no home directory"
+
+
 def test_what_binds_ordinary_users_does_not_bind_root(describe: Describe) -> None:
     restricted = {"proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1"}
     assert missing(describe(dict(restricted), is_root=True)) == {}
