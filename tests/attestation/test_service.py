@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import threading
@@ -28,7 +29,13 @@ from cloister.attestation.service import (
     crl_location,
 )
 from cloister.attestation.trust import Authenticator, Trust
-from cloister.errors import CollateralError, CollateralFetchError
+from cloister.errors import (
+    AttestationError,
+    CertificateChainError,
+    CollateralError,
+    CollateralFetchError,
+    QuoteSignatureError,
+)
 from cloister.sgx.quote import parse_quote
 
 UTC = datetime.timezone.utc
@@ -259,11 +266,11 @@ def clock() -> Clock:
 
 
 def cache_of(
-    pccs: Pccs, directory: Path, clock: Clock, failures: list[CollateralError] | None = None
+    pccs: Pccs, directory: Path, clock: Clock, failures: list[AttestationError] | None = None
 ) -> CollateralCache:
     service = CollateralService(pccs.url, intel())
     on_failure = (failures if failures is not None else []).append
-    return CollateralCache(service, directory, clock=clock, on_failure=on_failure)
+    return CollateralCache(service, directory, anchor=intel(), clock=clock, on_failure=on_failure)
 
 
 SGX = KINDS["sgx"]
@@ -313,7 +320,7 @@ def test_it_is_refreshed_ahead_of_time(pccs: Pccs, tmp_path: Path, clock: Clock)
 def test_a_failed_refresh_is_told_and_does_no_harm(
     pccs: Pccs, tmp_path: Path, clock: Clock
 ) -> None:
-    failures: list[CollateralError] = []
+    failures: list[AttestationError] = []
     cache = cache_of(pccs, tmp_path, clock, failures)
     cache.get(SGX)
     pccs.answers.clear()
@@ -328,7 +335,7 @@ def test_a_damaged_file_is_fetched_again(
     pccs: Pccs, tmp_path: Path, clock: Clock, content: bytes
 ) -> None:
     (tmp_path / "sgx-00A067110000-processor.json").write_bytes(content)
-    failures: list[CollateralError] = []
+    failures: list[AttestationError] = []
     assert cache_of(pccs, tmp_path, clock, failures).get(SGX) == collateral("sgx")
     assert len(failures) == 1
 
@@ -350,3 +357,84 @@ def test_platforms_are_kept_apart(pccs: Pccs, tmp_path: Path, clock: Clock) -> N
     )
     assert cache.get(SGX) == collateral("sgx")
     assert cache.get(KINDS["tdx"]) == collateral("tdx")
+
+
+@pytest.mark.parametrize(
+    "text", ["5", "null", "[]", '""', '"now"', '"2048-01-01"', '"0001-01-01T00:00:00+23:59"']
+)
+def test_dates_of_any_type_are_refused_or_read(text: str) -> None:
+    """JSON may hold anything where a time is expected."""
+    info = json.loads(collateral("sgx").tcb_info) | {"nextUpdate": json.loads(text)}
+    odd = dataclasses.replace(collateral("sgx"), tcb_info=json.dumps(info))
+    with contextlib.suppress(CollateralError):
+        assert expires(odd) < NOW
+
+
+def changed(**fields: str | bytes) -> Collateral:
+    return dataclasses.replace(collateral("sgx"), **fields)  # type: ignore[arg-type]
+
+
+UNSIGNED = {
+    "TCB info": changed(tcb_info=collateral("sgx").tcb_info.replace("2025", "2048")),
+    "QE identity": changed(qe_identity=collateral("sgx").qe_identity.replace("2025", "2048")),
+    "signature": changed(tcb_info_signature=bytes(64)),
+    "short signature": changed(qe_identity_signature=b"1"),
+    "issuer": changed(tcb_info_issuer_chain=collateral("sgx").pck_crl_issuer_chain),
+    "root list": changed(root_ca_crl=collateral("sgx").pck_crl),
+    "PCK list": changed(pck_crl=collateral("sgx").root_ca_crl),
+    "kind": collateral("tdx"),
+}
+
+
+@pytest.mark.parametrize("name", UNSIGNED)
+def test_what_the_vendor_did_not_sign_is_not_kept(
+    pccs: Pccs, tmp_path: Path, clock: Clock, name: str
+) -> None:
+    """A bad answer costs one minute, not the time until it claims to run out."""
+    pccs.serve(SGX, UNSIGNED[name])
+    cache = cache_of(pccs, tmp_path, clock)
+    with pytest.raises((CollateralError, CertificateChainError)):
+        cache.get(SGX)
+    assert list(tmp_path.iterdir()) == []
+    pccs.serve(SGX, collateral("sgx"))
+    clock.now += datetime.timedelta(minutes=2)
+    assert cache.get(SGX) == collateral("sgx")
+
+
+@pytest.mark.parametrize("name", UNSIGNED)
+def test_a_file_that_the_vendor_did_not_sign_is_fetched_again(
+    pccs: Pccs, tmp_path: Path, clock: Clock, name: str
+) -> None:
+    file = tmp_path / "sgx-00A067110000-processor.json"
+    file.write_text(UNSIGNED[name].to_json())
+    failures: list[AttestationError] = []
+    assert cache_of(pccs, tmp_path, clock, failures).get(SGX) == collateral("sgx")
+    assert len(failures) == 1
+    assert Collateral.from_json(file.read_text()) == collateral("sgx")
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_does_no_harm(
+    pccs: Pccs, tmp_path: Path, clock: Clock
+) -> None:
+    (tmp_path / "file").touch()
+    failures: list[AttestationError] = []
+    cache = cache_of(pccs, tmp_path / "file" / "cache", clock, failures)
+    assert cache.get(SGX) == cache.get(SGX) == collateral("sgx")
+    assert any("not kept on disk" in failure.message for failure in failures)
+
+
+@pytest.mark.parametrize(
+    "position", [60, 500, 600, 1100], ids=["body", "key", "QE", "QE signature"]
+)
+def test_nobody_is_asked_on_behalf_of_a_forged_quote(
+    pccs: Pccs, tmp_path: Path, clock: Clock, position: int
+) -> None:
+    """Anybody can send a quote with a real platform's certificates, which are public."""
+    trust = Trust(sources=((intel(), cache_of(pccs, tmp_path, clock)),))
+    forged = bytearray(quote("sgx"))
+    forged[position] ^= 1
+    verdict = Authenticator(trust, clock).authenticate(bytes(forged)).judge(AnyEnclave())
+    with pytest.raises((QuoteSignatureError, CertificateChainError)):
+        verdict.require()
+    assert pccs.asked == []
+    assert Authenticator(trust, clock).authenticate(quote("sgx")).evidence is not None

@@ -19,6 +19,7 @@ from typing import Any
 
 from cloister.attestation import Collateral, SimulatedBundle, TrustAnchor, intel, verify_quote
 from cloister.attestation.anchors import intel_ias
+from cloister.attestation.collateral import tee_and_fmspc
 from cloister.attestation.dcap import kind_of
 from cloister.attestation.evidence import epid_dict, quote_dict
 from cloister.attestation.expiry import expires
@@ -32,7 +33,6 @@ from cloister.attestation.pcs import (
 )
 from cloister.attestation.policy import AnyEnclave
 from cloister.attestation.policy_file import parse_policy
-from cloister.attestation.trust import tee_and_fmspc
 from cloister.encrypted.backing import MemoryBacking
 from cloister.encrypted.content import EncryptedContent
 from cloister.encrypted.keys import parse_wrap_key

@@ -7,11 +7,13 @@ client (Python's ssl) with a certificate that a test forged.
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import json
 import signal
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -211,8 +213,29 @@ def test_a_wrong_request_gets_nothing(setting: Setting, serve: Callable[..., Ser
         tls.sendall(b"X" * len(REQUEST))
         assert tls.recv(4096) == b""
     (decision,) = server.decisions(1)
-    assert decision["outcome"] == "dropped"
+    assert decision["outcome"] == "refused"
+    assert decision["identity"] == f"MRENCLAVE {setting.enclave().mrenclave.hex()}"
     assert "SECRET_PROVISION_RA_TLS_REQUEST_V1" in decision["reason"]
+
+
+def test_no_more_is_released_than_was_said(setting: Setting, serve: Callable[..., Server]) -> None:
+    server = serve("--count", "1")
+    context = setting.context(create_identity(setting.enclave().quote))
+    answers: list[bytes] = []
+    together = threading.Barrier(12)
+
+    def ask() -> None:
+        together.wait(30)
+        with contextlib.suppress(OSError):
+            answers.append(received(server.port, context, ssl.TLSVersion.TLSv1_3))
+
+    threads = [threading.Thread(target=ask) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert server.process.wait(30) == 0
+    assert [answer[-16:] for answer in answers if answer] == [KEY]
 
 
 def test_graphene_gets_hexadecimal(setting: Setting, serve: Callable[..., Server]) -> None:

@@ -9,16 +9,22 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 
+from cloister.attestation.trust import Authenticator, Trust
 from cloister.cli.main import run
+from cloister.cli.serve import Report
+from cloister.cli.trust import utc_now
+from cloister.errors import CloisterError
 from cloister.platforms.simulated import SimulatedPlatform
 from cloister.provision.audit import AuditLog
 from cloister.provision.database import open_database
+from cloister.provision.decision import ClientJudge
 from cloister.provision.protocol import REQUEST
+from cloister.provision.service import Service, Settings, StoreWatcher
 from cloister.provision.store_key import load_store_key
 from cloister.ratls.certificate import create_identity
 from key_server import KEY, Server, Setting, received
@@ -169,6 +175,86 @@ def test_metrics_and_health(setting: Setting, sqlite_store: Store, serve_store: 
     assert KEY.hex() not in text
     health = httpx.get(admin_url(server) + "/healthz")
     assert (health.status_code, health.json()["healthy"]) == (200, True)
+
+
+def test_a_log_that_nobody_reads_stops_no_release_that_the_audit_log_has(
+    setting: Setting, sqlite_store: Store, serve_store: Serve
+) -> None:
+    sqlite_store.put("key", KEY, setting.enclave().mrenclave)
+    server = serve_store(*sqlite_store.options, "--admin", "localhost:0")
+    assert server.process.stdout is not None
+    server.process.stdout.close()
+    for _ in range(2):
+        assert setting.fetch(server.port)["key"] == KEY.hex()
+    assert sqlite_store.log().verify().records == 2
+    health = httpx.get(admin_url(server) + "/healthz")
+    assert health.status_code == 503
+    assert "log: cannot be written" in health.json()["problems"][0]
+    metrics = httpx.get(admin_url(server) + "/metrics").text
+    assert 'internal_failures_total{part="log"} 2.0' in metrics
+
+
+def test_where_the_log_is_the_only_record_nothing_leaves_without_it(
+    setting: Setting, serve: Serve
+) -> None:
+    server = serve()
+    assert server.process.stdout is not None
+    server.process.stdout.close()
+    context = setting.context(create_identity(setting.enclave().quote))
+    assert received(server.port, context, context.maximum_version) == b""
+
+
+def test_an_audit_log_that_fails_is_no_health(
+    setting: Setting, sqlite_store: Store, serve_store: Serve
+) -> None:
+    sqlite_store.put("key", KEY, setting.enclave().mrenclave)
+    server = serve_store(*sqlite_store.options, "--admin", "localhost:0")
+    with open_database(sqlite_store.url).begin() as connection:
+        connection.exec_driver_sql("DROP TABLE audit")
+    assert "error" in setting.fetch(server.port)
+    health = httpx.get(admin_url(server) + "/healthz")
+    assert health.status_code == 503
+    assert "audit" in health.json()["problems"][0]
+
+
+def test_whatever_fails_in_it_the_keeper_goes_on(setting: Setting) -> None:
+    """Otherwise removed secrets would be released for ever."""
+    told: list[CloisterError] = []
+    looked = threading.Event()
+
+    class Watcher:
+        problem = None
+
+        def poll(self) -> None:
+            if told:
+                looked.set()
+            raise ZeroDivisionError("in the test")
+
+    class Silent(Report):
+        def failed(self, error: CloisterError) -> None:
+            told.append(error)
+            raise BrokenPipeError
+
+    trust = Trust(((setting.platform.trust_anchor(), setting.platform.export().collateral),))
+    authenticator = Authenticator(trust, utc_now)
+    report = Silent(as_json=True)
+    report.introduce((), trust)
+    certificates = (setting.directory / "server.crt", setting.directory / "server.key")
+    service = Service(
+        Settings(*certificates, ("localhost", 0)),
+        ClientJudge((), authenticator),
+        authenticator,
+        load_trust=lambda: trust,
+        observer=report,
+        clock=utc_now,
+        watcher=cast("StoreWatcher", Watcher()),
+    )
+    running = threading.Thread(target=service.run)
+    running.start()
+    assert looked.wait(10)
+    service.stop()
+    running.join(10)
+    assert "internal error (ZeroDivisionError: in the test)" in told[0].message
 
 
 def test_dropped_connections_are_not_decisions(

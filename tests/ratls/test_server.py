@@ -171,7 +171,10 @@ def test_a_refused_client_gets_nothing(serve: Serve, version: ssl.TLSVersion) ->
 def test_a_judge_that_fails_refuses_and_the_failure_is_its_own(serve: Serve) -> None:
     running = serve(lambda _: Opinion(bool(1 / 0)))
     assert talk(running, context_of(running, self_signed())) == b""
-    assert isinstance(running.outcome(), ZeroDivisionError)
+    failure = running.outcome()
+    assert isinstance(failure, RaTlsError)
+    assert "could not be judged: internal error (ZeroDivisionError)" in failure.message
+    assert isinstance(failure.__cause__, ZeroDivisionError)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -7,6 +7,7 @@ identity the exact text that was signed (Intel SGX PCS API, version 4).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -81,6 +82,20 @@ class Collateral:
     def to_json(self) -> str:
         """Return dcap-qvl's JSON form."""
         return json.dumps(self.to_dict(), indent=1)
+
+
+@functools.lru_cache(maxsize=256)
+def tee_and_fmspc(collateral: Collateral) -> tuple[str, str]:
+    """Return the TEE (``sgx`` or ``tdx``) and the FMSPC (upper-case hex) of its TCB info.
+
+    Raises:
+        CollateralError: the TCB info is damaged.
+    """
+    try:
+        info = json.loads(collateral.tcb_info)
+        return str(info["id"]).lower(), str(info["fmspc"]).upper()
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CollateralError("collateral: the TCB info is damaged") from error
 
 
 def parse_json(text: str | bytes, what: str) -> Any:

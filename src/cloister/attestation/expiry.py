@@ -10,6 +10,11 @@ from cryptography import x509
 from cloister.attestation.collateral import Collateral
 from cloister.errors import CollateralError
 
+_UNREADABLE = (
+    *(ValueError, KeyError, TypeError, OverflowError, RecursionError),
+    x509.InvalidVersion,
+)
+
 
 def expires(collateral: Collateral) -> datetime.datetime:
     """Return the first moment at which a part of the collateral is no longer valid (aware).
@@ -32,17 +37,19 @@ def expires(collateral: Collateral) -> datetime.datetime:
         ):
             certificates = x509.load_pem_x509_certificates(chain.encode())
             dates += [certificate.not_valid_after_utc for certificate in certificates]
-    except (ValueError, KeyError, TypeError, RecursionError, x509.InvalidVersion) as error:
+    except _UNREADABLE as error:
         raise CollateralError("collateral: a part cannot be read") from error
     return min(dates)
 
 
-def parse_time(text: str) -> datetime.datetime:
+def parse_time(text: object) -> datetime.datetime:
     """Read an RFC 3339 time with zone, as the service writes it.
 
     Raises:
-        ValueError: not such a time.
+        ValueError, TypeError: not such a time.
     """
+    if not isinstance(text, str):  # JSON may hold anything there
+        raise TypeError(f"{text!r}: not a time")
     time = datetime.datetime.fromisoformat(text.removesuffix("Z") + "+00:00" * text.endswith("Z"))
     if time.tzinfo is None:
         raise ValueError(f"{text}: no time zone")

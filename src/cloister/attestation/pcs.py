@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from cloister.attestation.collateral import Collateral, parse_json
@@ -63,8 +63,14 @@ class PlatformKind:
 class Source(Protocol):
     """Something that has collateral by kind of platform."""
 
-    def get(self, kind: PlatformKind) -> Collateral:
+    def get(
+        self, kind: PlatformKind, before_asking: Callable[[], None] = lambda: None
+    ) -> Collateral:
         """Return the collateral.
+
+        Args:
+            kind: of which platforms.
+            before_asking: called before anybody else is asked for it; prevents that by raising.
 
         Raises:
             CollateralError: it cannot be had.

@@ -18,16 +18,14 @@ import dataclasses
 import datetime
 import threading
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from cloister.attestation.anchors import TrustAnchor
 from cloister.attestation.collateral import Collateral
 from cloister.attestation.dcap import pck_chain
 from cloister.attestation.evidence import Evidence
 from cloister.attestation.expiry import expires
+from cloister.attestation.signatures import attestation_key, is_signed
 from cloister.attestation.verify import Authentication, CollateralFor, authenticate_quote
 from cloister.errors import AttestationError
 from cloister.sgx.quote import HEADER_SIZE, Quote, parse_quote
@@ -40,7 +38,6 @@ _SIGNED = HEADER_SIZE + REPORT_BODY_SIZE
 _REPORT_DATA = slice(_SIGNED - REPORT_DATA_SIZE, _SIGNED)
 _SIGNATURE = slice(_SIGNED + 4, _SIGNED + 4 + 64)
 """Version 3: the 4 bytes before it are the length of the signature data."""
-_ALGORITHM = ec.ECDSA(hashes.SHA256())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +114,7 @@ class RepeatedQuotes:
             evidence,
             anchors,
             collateral,
-            ec.EllipticCurvePublicKey.from_encoded_point(
-                ec.SECP256R1(), b"\x04" + quote.signature.attestation_key
-            ),
+            attestation_key(quote),
             verified=now,
             runs_out=min(
                 evidence.collateral_expires,
@@ -157,17 +152,7 @@ def _repeated(data: bytes, known: _Known, collateral_for: CollateralFor) -> Auth
             return None
     except AttestationError:
         return None
-    if not _is_signed(quote, known.attestation_key):
+    if not is_signed(known.attestation_key, quote.signature.signature, quote.signed):
         return None
     evidence = dataclasses.replace(known.evidence, quote=quote)
     return dataclasses.replace(known.authentication, evidence=evidence)
-
-
-def _is_signed(quote: Quote, key: ec.EllipticCurvePublicKey) -> bool:
-    raw = quote.signature.signature
-    r, s = (int.from_bytes(half, "big") for half in (raw[:32], raw[32:]))
-    try:
-        key.verify(encode_dss_signature(r, s), quote.raw[:_SIGNED], _ALGORITHM)
-    except InvalidSignature:
-        return False
-    return True

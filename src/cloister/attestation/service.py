@@ -20,12 +20,18 @@ from cloister.attestation.anchors import TrustAnchor
 from cloister.attestation.collateral import MAX_COLLATERAL_SIZE, Collateral
 from cloister.attestation.expiry import expires
 from cloister.attestation.pcs import ROOT_CRL_PATH, Answer, PlatformKind, Source, assemble
-from cloister.errors import CollateralError, CollateralFetchError
+from cloister.attestation.signatures import require_signed
+from cloister.errors import (
+    AttestationError,
+    CollateralError,
+    CollateralFetchError,
+    InputError,
+)
 from cloister.files import write_atomically
 
 INTEL_PCS = "https://api.trustedservices.intel.com"
 TIMEOUT = 20.0
-"""Seconds for each of the four requests."""
+"""Seconds that a service has to answer."""
 REFRESH_BEFORE = datetime.timedelta(days=7)
 """Collateral that runs out within this time is fetched again, if the service answers."""
 RETRY_AFTER = datetime.timedelta(minutes=1)
@@ -39,7 +45,7 @@ class CollateralService:
         url: base address, e.g. ``https://api.trustedservices.intel.com`` or a PCCS.
         anchor: the root whose revocation list belongs to the collateral.
         client: makes the requests; its timeouts and trust settings count.
-        seconds: for each of the four answers.
+        seconds: for the four answers together.
     """
 
     def __init__(
@@ -54,31 +60,37 @@ class CollateralService:
         self._anchor = anchor
         self._client = client or httpx.Client(timeout=TIMEOUT)
 
-    def get(self, kind: PlatformKind) -> Collateral:
+    def get(
+        self, kind: PlatformKind, before_asking: Callable[[], None] = lambda: None
+    ) -> Collateral:
         """Fetch the collateral of a kind of platform.
 
         Raises:
-            CollateralFetchError: the service does not answer, or not with success.
-            CollateralError: its answer is not of the right form.
+            CollateralFetchError: the service does not answer in time, or not with success.
+            CollateralError: its answer is not of the right form, or not signed under the root.
         """
-        return assemble(
-            tcb_info=self._get(self._url + kind.tcb_info_path),
-            qe_identity=self._get(self._url + kind.qe_identity_path),
-            pck_crl=self._get(self._url + kind.pck_crl_path),
-            root_crl=self._root_crl(),
+        before_asking()
+        end = time.monotonic() + self._seconds
+        collateral = assemble(
+            tcb_info=self._get(self._url + kind.tcb_info_path, end),
+            qe_identity=self._get(self._url + kind.qe_identity_path, end),
+            pck_crl=self._get(self._url + kind.pck_crl_path, end),
+            root_crl=self._get(self._root_crl_url(), end),
         )
+        require_signed(collateral, self._anchor, kind)
+        return collateral
 
     def refresh_due(self) -> None:
         """Do nothing: nothing is kept here."""
 
-    def _root_crl(self) -> Answer:
+    def _root_crl_url(self) -> str:
         # A PCCS serves the list itself; Intel's service does not, its root says where it is.
         if self._url == INTEL_PCS:
-            return self._get(crl_location(self._anchor))
-        return self._get(self._url + ROOT_CRL_PATH)
+            return crl_location(self._anchor)
+        return self._url + ROOT_CRL_PATH
 
-    def _get(self, url: str) -> Answer:
-        status, answer = fetch(self._client, url, seconds=self._seconds)
+    def _get(self, url: str, end: float) -> Answer:
+        status, answer = fetch(self._client, url, seconds=end - time.monotonic())
         if status != httpx.codes.OK:
             raise CollateralFetchError(f"{url}: HTTP status {status}", hint=_HINTS.get(status))
         return answer
@@ -110,15 +122,18 @@ def fetch(
         CollateralFetchError: no whole answer.
     """
     end = time.monotonic() + seconds
+    late = CollateralFetchError(f"{url}: no whole answer in {seconds:.2g} seconds")
+    if seconds <= 0:
+        raise late
     try:
-        with client.stream("GET", url, headers=headers) as response:
+        with client.stream("GET", url, headers=headers, timeout=seconds) as response:
             body = bytearray()
             for piece in response.iter_bytes():
                 body += piece
                 if len(body) > MAX_COLLATERAL_SIZE:
                     raise CollateralFetchError(f"{url}: more than {MAX_COLLATERAL_SIZE} bytes")
                 if time.monotonic() > end:
-                    raise CollateralFetchError(f"{url}: no whole answer in {seconds:g} seconds")
+                    raise late
             found = {name.lower(): value for name, value in response.headers.items()}
             return response.status_code, Answer(bytes(body), found)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -149,7 +164,7 @@ class _Slot:
         self.lock = threading.Lock()
         self.collateral: Collateral | None = None
         self.expires = datetime.datetime.min.replace(tzinfo=datetime.timezone.utc)
-        self.failure: CollateralError | None = None
+        self.failure: AttestationError | None = None
         self.failed_at = self.expires
 
     def keep(self, collateral: Collateral) -> Collateral:
@@ -169,6 +184,7 @@ class CollateralCache:
     Args:
         source: asked when nothing valid is kept.
         directory: where collateral is kept; made if it is missing.
+        anchor: the root under which what is read from there must be signed.
         clock: gives the present time (aware).
         on_failure: told of damaged files, and of refreshes that failed while the kept collateral
             is still valid.
@@ -179,17 +195,21 @@ class CollateralCache:
         source: Source,
         directory: Path,
         *,
+        anchor: TrustAnchor,
         clock: Callable[[], datetime.datetime],
-        on_failure: Callable[[CollateralError], None],
+        on_failure: Callable[[AttestationError], None],
     ) -> None:
         self._source = source
         self._directory = directory
+        self._anchor = anchor
         self._clock = clock
         self._on_failure = on_failure
         self._slots: dict[PlatformKind, _Slot] = {}
         self._lock = threading.Lock()
 
-    def get(self, kind: PlatformKind) -> Collateral:
+    def get(
+        self, kind: PlatformKind, before_asking: Callable[[], None] = lambda: None
+    ) -> Collateral:
         """Return valid collateral, fetched if need be.
 
         Raises:
@@ -205,6 +225,7 @@ class CollateralCache:
                 return slot.collateral
             if slot.failure is not None and now < slot.failed_at + RETRY_AFTER:
                 raise slot.failure
+            before_asking()
             return self._fetch(kind, slot)
 
     def refresh_due(self) -> None:
@@ -217,7 +238,7 @@ class CollateralCache:
                 continue
             try:
                 collateral = self._ask(kind)
-            except CollateralError as error:
+            except AttestationError as error:
                 self._on_failure(error)
                 continue
             with slot.lock:
@@ -226,25 +247,32 @@ class CollateralCache:
     def _fetch(self, kind: PlatformKind, slot: _Slot) -> Collateral:
         try:
             return slot.keep(self._ask(kind))
-        except CollateralError as error:
+        except AttestationError as error:
             slot.failure, slot.failed_at = error, self._clock()
             raise
 
     def _ask(self, kind: PlatformKind) -> Collateral:
         collateral = self._source.get(kind)
         expires(collateral)  # what cannot be read is not kept
-        self._directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._path(kind), collateral.to_json().encode())
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path(kind), collateral.to_json().encode())
+        except (OSError, InputError) as error:
+            # What was fetched is as good without: it is only asked for again by the next process.
+            self._on_failure(CollateralError(f"collateral is not kept on disk: {error}"))
         return collateral
 
     def _read(self, kind: PlatformKind, slot: _Slot) -> None:
         try:
-            slot.keep(Collateral.from_json(self._path(kind).read_bytes()))
+            collateral = Collateral.from_json(self._path(kind).read_bytes())
+            require_signed(collateral, self._anchor, kind)
+            slot.keep(collateral)
         except FileNotFoundError:
             return
-        except CollateralError as error:
+        except (AttestationError, OSError) as error:
             # A damaged file is as good as none: it is fetched again and overwritten.
-            self._on_failure(error)
+            told = error if isinstance(error, AttestationError) else CollateralError(str(error))
+            self._on_failure(told)
 
     def _path(self, kind: PlatformKind) -> Path:
         return self._directory / f"{kind.tee}-{kind.fmspc}-{kind.ca}.json"

@@ -80,13 +80,18 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def _tcb_signer(verified: Verified) -> str:
     anchor, collateral = verified.anchor, verified.collateral
-    _require_tcb_signer(collateral.tcb_info_issuer_chain, anchor, "TCB info")
-    return _require_tcb_signer(collateral.qe_identity_issuer_chain, anchor, "QE identity")
+    require_tcb_signer(collateral.tcb_info_issuer_chain, anchor, "TCB info")
+    return require_tcb_signer(collateral.qe_identity_issuer_chain, anchor, "QE identity")
 
 
 @functools.lru_cache(maxsize=256)
-def _require_tcb_signer(chain: str, anchor: TrustAnchor, what: str) -> str:
-    signer = _certificates(chain, f"{what}'s")[0]
+def require_tcb_signer(chain: str, anchor: TrustAnchor, what: str) -> str:
+    """Check that the first certificate of a chain (PEM) may sign TCB info and QE identity.
+
+    Raises:
+        CertificateChainError: the root did not certify it for this.
+    """
+    signer = certificates_of(chain, f"{what}'s")[0]
     if not anchor.issued(signer):
         raise CertificateChainError(f"the {what}'s signer was not certified by the root itself")
     if any(extension.oid == SGX_EXTENSION for extension in _extensions(signer)):
@@ -112,25 +117,31 @@ def _revocation_lists(verified: Verified) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _period(crl: bytes) -> tuple[datetime.datetime, datetime.datetime | None]:
-    parsed = _revocation_list(crl)
+    parsed = revocation_list(crl)
     return parsed.last_update_utc, parsed.next_update_utc
 
 
 def _revocation_list_issuer(verified: Verified) -> str:
     collateral = verified.collateral
-    return _require_crl_issuer(collateral.pck_crl_issuer_chain, collateral.pck_crl, verified.anchor)
+    return require_crl_issuer(collateral.pck_crl_issuer_chain, collateral.pck_crl, verified.anchor)
 
 
 @functools.lru_cache(maxsize=256)
-def _require_crl_issuer(chain: str, crl: bytes, anchor: TrustAnchor) -> str:
-    certificates = _certificates(chain, "PCK revocation list's")
+def require_crl_issuer(chain: str, crl: bytes, anchor: TrustAnchor) -> str:
+    """Check that a revocation list (DER) is by the first certificate of a chain to the root.
+
+    Raises:
+        CertificateChainError: it is not.
+        CollateralError: it cannot be read.
+    """
+    certificates = certificates_of(chain, "PCK revocation list's")
     if not anchor.issued(certificates[-1]) or not all(
         TrustAnchor(issuer).issued(certificate)
         for certificate, issuer in itertools.pairwise(certificates)
     ):
         raise CertificateChainError("the PCK revocation list's chain does not lead to the root")
     key = certificates[0].public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not _revocation_list(
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not revocation_list(
         crl
     ).is_signature_valid(key):
         raise CertificateChainError("the PCK revocation list is not by the issuer of its chain")
@@ -263,7 +274,12 @@ SUPPLEMENTS = (
 )
 
 
-def _certificates(chain: str, whose: str) -> list[x509.Certificate]:
+def certificates_of(chain: str, whose: str) -> list[x509.Certificate]:
+    """Return the certificates of a PEM chain.
+
+    Raises:
+        CertificateChainError: it cannot be read.
+    """
     try:
         return x509.load_pem_x509_certificates(chain.encode())
     except _UNREADABLE as error:
@@ -277,7 +293,12 @@ def _extensions(certificate: x509.Certificate) -> x509.Extensions:
         raise CertificateChainError("a certificate's extensions cannot be read") from error
 
 
-def _revocation_list(der: bytes) -> x509.CertificateRevocationList:
+def revocation_list(der: bytes) -> x509.CertificateRevocationList:
+    """Read a revocation list.
+
+    Raises:
+        CollateralError: it cannot be read.
+    """
     try:
         return x509.load_der_x509_crl(der)
     except _UNREADABLE as error:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
-import json
 from collections.abc import Callable
 
 from cloister.attestation.anchors import TrustAnchor
-from cloister.attestation.collateral import Collateral
+from cloister.attestation.collateral import Collateral, tee_and_fmspc
 from cloister.attestation.dcap import kind_of
 from cloister.attestation.expiry import expires
 from cloister.attestation.pcs import Source
 from cloister.attestation.repeated import RepeatedQuotes
+from cloister.attestation.signatures import require_own_signatures
 from cloister.attestation.verify import Authentication, authenticate_quote
 from cloister.errors import CollateralError
 from cloister.sgx.quote import Quote
@@ -59,7 +59,7 @@ class Trust:
             return max(known, key=expires) if len(known) > 1 else known[0]
         for owner, source in self.sources:
             if owner == anchor:
-                return source.get(wanted)
+                return source.get(wanted, before_asking=lambda: require_own_signatures(quote))
         raise CollateralError(
             f"no collateral for {wanted.tee} platforms of FMSPC {wanted.fmspc} under {anchor.name}",
             hint="pass it (--collateral FILE, --trust-simulated BUNDLE) or say where it is"
@@ -95,17 +95,3 @@ class Authenticator:
         return self._repeated.authenticate(
             quote, anchors=anchors, collateral_for=collateral_for, now=now
         )
-
-
-@functools.lru_cache(maxsize=256)
-def tee_and_fmspc(collateral: Collateral) -> tuple[str, str]:
-    """Return the TEE (``sgx`` or ``tdx``) and the FMSPC (upper-case hex) of its TCB info.
-
-    Raises:
-        CollateralError: the TCB info is damaged.
-    """
-    try:
-        info = json.loads(collateral.tcb_info)
-        return str(info["id"]).lower(), str(info["fmspc"]).upper()
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CollateralError("collateral: the TCB info is damaged") from error

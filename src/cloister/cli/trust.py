@@ -114,7 +114,7 @@ def _source(url: str, anchor: Any) -> Any:
         print(f"cloister: collateral: {error}", file=sys.stderr, flush=True)
 
     service = CollateralService(url, anchor)
-    return CollateralCache(service, directory, clock=utc_now, on_failure=tell)
+    return CollateralCache(service, directory, anchor=anchor, clock=utc_now, on_failure=tell)
 
 
 def quote_policy(policy_file: Path | None, statuses: tuple[str, ...]) -> Policy:

@@ -101,13 +101,13 @@ class CachingBackend:
     def _fetch(self, path: str, url: str) -> Answer:
         answer = self._ask(path, url)
         try:
-            expires = self._expires(path, answer)
-        except (CollateralError, ValueError, KeyError, TypeError) as error:
+            expires = self._expires(path, answer).timestamp()
+        except (CollateralError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise CollateralFetchError(f"{url}: an answer that cannot be read") from error
         values = {
             "body": answer.body,
             "headers": json.dumps(dict(answer.headers)),
-            "expires": expires.timestamp(),
+            "expires": expires,
         }
         with self._database.begin() as connection:
             connection.execute(sa.delete(_ANSWERS).where(_ANSWERS.c.url == url))

@@ -8,6 +8,7 @@ are, also from one address, how long each may take, and how often one address ma
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import errno
 import resource
@@ -16,12 +17,12 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from OpenSSL import SSL
 
-from cloister.errors import CloisterError, RaTlsError
+from cloister.errors import CloisterError, ProtocolError, RaTlsError, RefusedError
 from cloister.listen import bound_address, open_listeners
 from cloister.provision import protocol
 from cloister.provision.decision import ClientJudge, ClientJudgement, Decision, Outcome
@@ -74,6 +75,7 @@ class KeyServer:
         self._turned_away = 0
         self._listeners: list[socket.socket] = []
         self._releases = 0
+        self._reserved = 0
         self._wanted_releases: int | None = None
 
     @property
@@ -221,28 +223,47 @@ class KeyServer:
         if secret is None or not judgement.accepted:
             raise RaTlsError("the client was not accepted")
         protocol.check_request(channel.read_exactly(len(protocol.REQUEST)))
-        self._record(self._decision(peer, judgement, Outcome.RELEASED))
-        channel.write(protocol.encode_head(len(secret.value)))
-        channel.write(secret.value)
-        self._count_release()
+        with self._reserved_release():
+            self._record(self._decision(peer, judgement, Outcome.RELEASED))
+            channel.write(protocol.encode_head(len(secret.value)))
+            channel.write(secret.value)
 
-    def _count_release(self) -> None:
+    @contextlib.contextmanager
+    def _reserved_release(self) -> Iterator[None]:
+        """Count a release before it is made, so that never more are made than are wanted."""
+        wanted = self._wanted_releases
         with self._lock:
-            self._releases += 1
-            enough = self._wanted_releases is not None and self._releases >= self._wanted_releases
-        if enough:
-            self.stop()
+            if wanted is not None and self._releases + self._reserved >= wanted:
+                raise RaTlsError("as many secrets as are to be released are taken")
+            self._reserved += 1
+        sent = False
+        try:
+            yield
+            sent = True
+        finally:
+            with self._lock:
+                self._reserved -= 1
+                self._releases += sent
+                enough = wanted is not None and self._releases >= wanted
+            if enough:
+                self.stop()
 
     def _record_failure(
         self, peer: str, channel: Channel[ClientJudgement] | None, error: Exception
     ) -> None:
         judgement = channel.judgement if channel is not None else None
-        if judgement is not None and not judgement.accepted:
-            self._record(self._decision(peer, judgement, Outcome.REFUSED))
-            return
         reason = _reason(error)
-        outcome = Outcome.REFUSED if _NO_CERTIFICATE in reason else Outcome.DROPPED
-        self._record(Decision(self._clock(), peer, outcome, None, reason))
+        # Whoever leaves, or is too slow, was refused nothing.
+        ours = _NO_CERTIFICATE in reason or isinstance(error, (RefusedError, ProtocolError))
+        if judgement is None:
+            outcome = Outcome.REFUSED if ours else Outcome.DROPPED
+            self._record(Decision(self._clock(), peer, outcome, None, reason))
+        elif not judgement.accepted:
+            self._record(self._decision(peer, judgement, Outcome.REFUSED))
+        else:
+            outcome = Outcome.REFUSED if ours else Outcome.DROPPED
+            decision = self._decision(peer, judgement, outcome)
+            self._record(dataclasses.replace(decision, reason=reason))
 
     def _decision(self, peer: str, judgement: ClientJudgement, outcome: Outcome) -> Decision:
         evidence = judgement.verdict.evidence

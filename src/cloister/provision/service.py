@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from cloister.attestation.expiry import expires
 from cloister.attestation.trust import Authenticator, Trust
-from cloister.errors import AuditError, CloisterError, StoreError
+from cloister.errors import AuditError, CloisterError, CollateralError, StoreError
 from cloister.listen import bound_address, open_listeners
 from cloister.provision.audit import AuditLog, AuditRecord, AuditWriter
 from cloister.provision.database import reading
@@ -31,6 +31,8 @@ from cloister.provision.store_key import StoreKey
 
 RELOAD_SECONDS = 1.0
 REFRESH_SECONDS = 3600.0
+STALE_SECONDS = 15.0
+"""A server that has not looked at its store for so long is not healthy."""
 KEEP_SECONDS = 30.0
 """How much longer than a client may take secrets are kept that were replaced, before the wiping."""
 
@@ -46,7 +48,13 @@ class Recorder:
     def __init__(self, audit: AuditWriter | None, observer: Observer) -> None:
         self._audit = audit
         self._observer = observer
+        self._problems: dict[str, str] = {}
         self.metrics: Metrics | None = None
+
+    @property
+    def problems(self) -> list[str]:
+        """What failed when it was last tried, one line each."""
+        return list(self._problems.values())
 
     def __call__(self, decision: Decision) -> None:
         """Record a decision; returns when the audit log has it.
@@ -61,17 +69,34 @@ class Recorder:
             try:
                 record = self._audit.record(decision)
             except AuditError as error:
+                self._problems["audit"] = error.message
                 self.failed("audit", error)
                 raise
+            self._problems.pop("audit", None)
         if self.metrics is not None:
             self.metrics.decided(decision)
-        self._observer.decided(decision, record)
+        failure = self._shown(lambda: self._observer.decided(decision, record))
+        if failure is not None and self._audit is None:
+            raise failure  # there is no other record
 
     def failed(self, part: str, error: CloisterError) -> None:
         """Count and show a failure of the server itself."""
         if self.metrics is not None:
             self.metrics.failed(part)
-        self._observer.failed(error)
+        self._shown(lambda: self._observer.failed(error))
+
+    def _shown(self, show: Callable[[], None]) -> AuditError | None:
+        """Show something; who reads the log may be gone, or its disk full."""
+        try:
+            show()
+        except (OSError, ValueError) as error:
+            failure = AuditError(f"log: cannot be written ({error})")
+            self._problems["log"] = failure.message
+            if self.metrics is not None:
+                self.metrics.failed("log")
+            return failure
+        self._problems.pop("log", None)
+        return None
 
 
 @dataclasses.dataclass
@@ -157,7 +182,11 @@ def health_of(
     if watcher is not None and watcher.problem:
         problems.append(watcher.problem)
     for anchor, collateral in trust.known:
-        end = expires(collateral)
+        try:
+            end = expires(collateral)
+        except CollateralError as error:
+            problems.append(f"under {anchor.name}: {error.message}")
+            continue
         if end < clock():
             problems.append(f"collateral under {anchor.name} ran out on {end.isoformat()}")
     return problems
@@ -257,6 +286,7 @@ class Service:
             secrets=lambda: len(judge.secrets),
         )
         self._recorder.metrics = self._metrics
+        self._looked = 0.0
         self._wake = threading.Event()
         self._reload = threading.Event()
         self._stopping = threading.Event()
@@ -272,8 +302,12 @@ class Service:
         """
         host, port = self._server.listen(*self._settings.listen)
         keeper = threading.Thread(target=self._keep_fresh, daemon=True)
+        # Not waited for: a request to a service takes its time, and loses nothing when it ends.
+        refresher = threading.Thread(target=self._keep_collateral, daemon=True)
+        self._looked = time.monotonic()
         with self._admin() as admin:
             keeper.start()
+            refresher.start()
             self._observer.started(host, port, admin)
             try:
                 self._server.serve(releases=self._settings.releases)
@@ -307,26 +341,45 @@ class Service:
             yield address
 
     def _health(self) -> list[str]:
-        return health_of(
+        problems = health_of(
             trust=self._authenticator.trust,
             engine=self._engine,
             watcher=self._watcher,
             clock=self._clock,
         )
+        idle = time.monotonic() - self._looked
+        if idle > STALE_SECONDS:
+            problems.append(f"the store was last looked at {idle:.0f} seconds ago")
+        return [*problems, *self._recorder.problems]
 
     def _keep_fresh(self) -> None:
-        refreshed = time.monotonic()
+        """Look at the store every second, and at the collateral every hour, whatever fails."""
         while not self._stopping.is_set():
             self._wake.wait(RELOAD_SECONDS)
             self._wake.clear()
-            if self._reload.is_set():
-                self._reload.clear()
-                self._reload_trust()
-            if self._watcher is not None:
-                self._watcher.poll()
-            if time.monotonic() - refreshed >= REFRESH_SECONDS:
-                refreshed = time.monotonic()
+            try:
+                self._look()
+            except Exception as error:  # nothing may end this: removed secrets would be released on
+                words = f"{type(error).__name__}: {error}"
+                self._recorder.failed("reload", StoreError(f"internal error ({words})"))
+            else:
+                self._looked = time.monotonic()
+
+    def _look(self) -> None:
+        if self._reload.is_set():
+            self._reload.clear()
+            self._reload_trust()
+        if self._watcher is not None:
+            self._watcher.poll()
+
+    def _keep_collateral(self) -> None:
+        """Refresh collateral in a thread of its own: a slow service must not delay the store."""
+        while not self._stopping.wait(REFRESH_SECONDS):
+            try:
                 self._authenticator.trust.refresh_due()
+            except Exception as error:  # as above
+                words = f"{type(error).__name__}: {error}"
+                self._recorder.failed("collateral", CollateralError(f"internal error ({words})"))
 
     def _reload_trust(self) -> None:
         try:

@@ -17,7 +17,7 @@ from typing import Generic, ParamSpec, Protocol, TypeVar
 
 from OpenSSL import SSL, crypto
 
-from cloister.errors import InputError, RaTlsError
+from cloister.errors import CloisterError, InputError, RaTlsError
 from cloister.ratls.certificate import RaTlsIdentity
 from cloister.ratls.deadline import Deadline
 
@@ -181,8 +181,12 @@ class Channel(Generic[J]):
         return peer
 
     def _raise_failure(self) -> None:
-        if self._peer.failure is not None:
-            raise self._peer.failure
+        failure = self._peer.failure
+        if isinstance(failure, CloisterError):
+            raise failure
+        if failure is not None:
+            words = f"internal error ({type(failure).__name__})"
+            raise RaTlsError(f"the peer could not be judged: {words}") from failure
 
     def read_exactly(self, size: int) -> bytes:
         """Return exactly ``size`` bytes.

@@ -76,6 +76,7 @@ _TD_15 = Structure(
     {**_TD_10_FIELDS, "tee_tcb_svn2": (584, "16s"), "mr_service_td": (600, "48s")},
 )
 # Version 5 names the body in front of it: type -> size.
+_V5_TYPE_SIZE = 6
 _V5_BODY_SIZES = {1: REPORT_BODY_SIZE, 2: _TD_10.size, 3: _TD_15.size}
 
 
@@ -161,6 +162,12 @@ class Quote:
     def is_tdx(self) -> bool:
         """Whether the body is a TD report rather than an SGX report body."""
         return self.header.tee_type == TEE_TDX
+
+    @property
+    def signed(self) -> bytes:
+        """The bytes that the attestation key signed: everything before the signature's length."""
+        typed = _V5_TYPE_SIZE if self.header.version == 5 else 0
+        return self.raw[: HEADER_SIZE + typed + len(self.body)]
 
     @functools.cached_property
     def report(self) -> ReportBody | TdReport:
