@@ -85,7 +85,7 @@ REPORTING: dict[str, list[str]] = {
         "b", "wrap-key", "--policy", "policy.toml", *STORE, "--store-key", "file:store.key",
     ],
     "secret list": STORE,
-    "secret remove": ["a", *STORE],
+    "secret remove": ["a", *STORE, "--store-key", "file:store.key"],
     "audit show": ["--store", "audit.db"],
     "audit verify": ["--store", "audit.db"],
     "doctor": [],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -165,6 +166,51 @@ def test_the_database_itself_refuses_changes(
     with pytest.raises(sa.exc.DBAPIError, match="append-only"), engine.begin() as connection:
         connection.exec_driver_sql(statement)
     assert log.verify().records == 1
+
+
+def test_sqlite_replaces_no_record_either(tmp_path: Path) -> None:
+    engine = open_database(str(tmp_path / "keys.db"))
+    log = AuditLog(engine, KEY)
+    log.append([decision(1), decision(2)])
+    rows = "SELECT sequence, '', hash, seal FROM audit WHERE sequence = 1"
+    gap = "SELECT 9, record, hash, seal FROM audit WHERE sequence = 1"
+    for statement in (f"REPLACE INTO audit {rows}", f"INSERT INTO audit {gap}"):
+        with pytest.raises(sa.exc.DBAPIError, match="append-only"), engine.begin() as connection:
+            connection.exec_driver_sql(statement)
+    assert log.verify().records == 2
+
+
+def move_away(database: Path, to: str) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            database.with_name(database.name + suffix).rename(database.with_name(to + suffix))
+
+
+def test_a_file_that_was_taken_away_is_noticed(tmp_path: Path) -> None:
+    """Who goes on with a file that has lost its name records where nobody reads."""
+    engine = open_database(str(tmp_path / "keys.db"))
+    log = AuditLog(engine, KEY)
+    log.append([decision(1)])
+    move_away(tmp_path / "keys.db", "elsewhere.db")
+    with pytest.raises(StoreError):
+        log.append([decision(2)])
+    assert not (tmp_path / "keys.db").exists()
+    move_away(tmp_path / "elsewhere.db", "keys.db")
+    log.append([decision(2)])
+    assert log.verify().records == 2
+
+
+def test_an_older_file_in_its_place_is_noticed(tmp_path: Path) -> None:
+    engine = open_database(str(tmp_path / "keys.db"))
+    log = AuditLog(engine, KEY)
+    log.append([decision(1)])
+    older = AuditLog(open_database(str(tmp_path / "older.db")), KEY)
+    older.append([decision(1)])
+    log.append([decision(2)])
+    move_away(tmp_path / "keys.db", "elsewhere.db")
+    move_away(tmp_path / "older.db", "keys.db")
+    with pytest.raises(AuditError, match="record 2, which this server wrote, is not in it"):
+        log.append([decision(3)])
 
 
 def test_without_a_key_nothing_is_sealed(engine: sa.Engine) -> None:

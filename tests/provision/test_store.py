@@ -5,14 +5,21 @@ from __future__ import annotations
 import datetime
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from cloister.errors import CloisterError, InputError, StoreError, StoreKeyError
+from cloister.attestation.policy import Policy
+from cloister.attestation.policy_file import parse_policy
+from cloister.attestation.trust import Authenticator, Trust
+from cloister.errors import CloisterError, InputError, PolicyError, StoreError, StoreKeyError
 from cloister.provision.database import open_database
+from cloister.provision.decision import ClientJudge
+from cloister.provision.service import StoreWatcher
 from cloister.provision.store import SecretStore
 from cloister.provision.store_key import LocalStoreKey
+from cloister.provision.tables import SECRETS, SECRETS_INDEX
 
 KEY = LocalStoreKey(bytes(range(32)))
 NOW = datetime.datetime(2026, 5, 1, tzinfo=datetime.timezone.utc)
@@ -39,7 +46,7 @@ def put(store: SecretStore, name: str, value: bytes, digit: str = "0") -> None:
 def test_what_is_put_is_loaded(store: SecretStore) -> None:
     put(store, "b", b"\0\xff" * 8, "1")
     put(store, "a", b"text\0")
-    _, secrets = store.load(KEY)
+    secrets = store.load(KEY).secrets
     assert [(secret.name, bytes(secret.value)) for secret in secrets] == [
         ("a", b"text\0"),
         ("b", b"\0\xff" * 8),
@@ -48,15 +55,15 @@ def test_what_is_put_is_loaded(store: SecretStore) -> None:
 
 
 def test_the_latest_counts_and_each_change_is_noticed(store: SecretStore) -> None:
-    generations = [store.generation()]
+    numbers = [store.number()]
     for value in (b"one", b"two"):
         put(store, "a", value)
-        generations.append(store.generation())
-    assert [bytes(secret.value) for secret in store.load(KEY)[1]] == [b"two"]
-    store.remove("a")
-    generations.append(store.generation())
-    assert store.load(KEY)[1] == []
-    assert generations == sorted(set(generations))
+        numbers.append(store.number())
+    assert [bytes(secret.value) for secret in store.load(KEY).secrets] == [b"two"]
+    store.remove("a", key=KEY)
+    numbers.append(store.number())
+    assert store.load(KEY).secrets == []
+    assert numbers == sorted(set(numbers))
 
 
 def test_the_secret_is_not_in_the_database(store: SecretStore, engine: sa.Engine) -> None:
@@ -102,6 +109,126 @@ def test_another_key_opens_nothing(store: SecretStore) -> None:
         store.load(LocalStoreKey(bytes(32)))
 
 
+def test_a_key_of_another_store_changes_nothing(store: SecretStore) -> None:
+    put(store, "a", b"secret")
+    other = LocalStoreKey(bytes(32))
+    with pytest.raises(StoreKeyError, match="another key"):
+        store.put("b", b"secret", policy("1"), key=other, now=NOW)
+    with pytest.raises(StoreKeyError, match="another key"):
+        store.remove("a", key=other)
+    assert [secret.name for secret in store.load(KEY).secrets] == ["a"]
+
+
+Rows = list[dict[str, Any]]
+
+
+def table(engine: sa.Engine, name: str) -> Rows:
+    with engine.connect() as connection:
+        rows = connection.execute(sa.text(f"SELECT * FROM {name}")).mappings()
+        return [dict(row) for row in rows]
+
+
+def put_back(engine: sa.Engine, table: sa.Table, rows: Rows) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.delete(table))
+        connection.execute(sa.insert(table), rows)
+
+
+def test_an_older_secret_cannot_be_put_back(store: SecretStore, engine: sa.Engine) -> None:
+    """Whoever can write to the database kept the row: it is sealed with its own, older policy."""
+    put(store, "a", b"secret")
+    old = table(engine, "secrets")
+    put(store, "a", b"secret", "1")
+    put_back(engine, SECRETS, old)
+    with pytest.raises(StoreKeyError, match="changed without it"):
+        store.load(KEY)
+    with pytest.raises(StoreKeyError):
+        put(store, "b", b"another")  # which would seal what was put back
+
+
+def test_a_removed_secret_cannot_be_put_back(store: SecretStore, engine: sa.Engine) -> None:
+    put(store, "a", b"secret")
+    put(store, "b", b"secret", "1")
+    old = table(engine, "secrets")
+    store.remove("b", key=KEY)
+    put_back(engine, SECRETS, old)
+    with pytest.raises(StoreKeyError):
+        store.load(KEY)
+
+
+@pytest.mark.parametrize("change", ["number = number + 1", "number = number - 1", "seal = ''"])
+def test_the_list_cannot_be_called_newer_or_older(
+    store: SecretStore, engine: sa.Engine, change: str
+) -> None:
+    put(store, "a", b"secret")
+    put(store, "b", b"secret", "1")
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"UPDATE secrets_index SET {change}"))
+    with pytest.raises(StoreKeyError):
+        store.load(KEY)
+
+
+def test_without_its_seal_a_list_counts_for_nothing(store: SecretStore, engine: sa.Engine) -> None:
+    put(store, "a", b"secret")
+    with engine.begin() as connection:
+        connection.execute(sa.delete(SECRETS_INDEX))
+    with pytest.raises(StoreKeyError):
+        store.load(KEY)
+    with pytest.raises(StoreKeyError):
+        put(store, "b", b"another")
+
+
+def test_a_whole_older_list_is_refused_by_who_saw_a_newer_one(
+    store: SecretStore, engine: sa.Engine
+) -> None:
+    told: list[CloisterError] = []
+    judge = ClientJudge((), Authenticator(Trust(), lambda: NOW))
+    watcher = StoreWatcher(store, KEY, judge, told.append, keep_seconds=60)
+    put(store, "a", b"secret")
+    old = table(engine, "secrets"), table(engine, "secrets_index")
+    put(store, "a", b"secret", "1")
+    watcher.poll()
+    assert [secret.name for secret in judge.secrets] == ["a"]
+    new = table(engine, "secrets"), table(engine, "secrets_index")
+    put_back(engine, SECRETS, old[0])
+    put_back(engine, SECRETS_INDEX, old[1])
+    for _ in range(3):
+        watcher.poll()
+    assert not judge.secrets
+    assert [error.message for error in told] == [watcher.problem]
+    assert "change 1, this server has seen 2" in str(watcher.problem)
+    put_back(engine, SECRETS, new[0])
+    put_back(engine, SECRETS_INDEX, new[1])
+    watcher.poll()
+    assert [secret.name for secret in judge.secrets] == ["a"]
+    assert watcher.problem is None
+
+
+def test_a_policy_that_is_not_understood_withholds_its_secret_alone(
+    store: SecretStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that a newer version wrote, say."""
+    put(store, "new", b"secret")
+    put(store, "old", b"secret", "1")
+
+    def parse(text: str) -> Policy:
+        if "1111" in text:
+            return parse_policy(text)
+        raise PolicyError("policy: version 9")
+
+    told: list[CloisterError] = []
+    judge = ClientJudge((), Authenticator(Trust(), lambda: NOW))
+    watcher = StoreWatcher(store, KEY, judge, told.append, keep_seconds=60)
+    monkeypatch.setattr("cloister.provision.store.parse_policy", parse)
+    watcher.poll()
+    assert [secret.name for secret in judge.secrets] == ["old"]
+    assert watcher.problem == "stored secret new: policy: version 9"
+    store.remove("old", key=KEY)
+    watcher.poll()
+    assert not judge.secrets
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "x" * 65, "a\0", "ä"])
 def test_impossible_names(store: SecretStore, name: str) -> None:
     with pytest.raises(InputError, match="not a name"):
@@ -130,7 +257,7 @@ def test_what_is_listed(store: SecretStore) -> None:
 
 def test_removing_what_is_not_there(store: SecretStore) -> None:
     with pytest.raises(InputError, match="none of that name"):
-        store.remove("a")
+        store.remove("a", key=KEY)
 
 
 def test_two_that_open_at_once_make_the_tables_once(database_url: str) -> None:
@@ -170,6 +297,33 @@ def test_a_database_that_is_away_is_told(url: str) -> None:
     with pytest.raises(StoreError, match="database") as caught:
         open_database(url)
     assert caught.value.hint
+
+
+def test_a_database_that_must_exist_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no such database") as caught:
+        open_database(str(tmp_path / "typo.db"), existing=True)
+    assert "cloister secret put" in str(caught.value.hint)
+    assert list(tmp_path.iterdir()) == []
+    sa.create_engine(f"sqlite:///{tmp_path / 'other.db'}").connect().exec_driver_sql(
+        "CREATE TABLE t (i)"
+    )
+    with pytest.raises(InputError, match="not a key server's"):
+        open_database(str(tmp_path / "other.db"), existing=True)
+    open_database(str(tmp_path / "made.db"))
+    open_database(str(tmp_path / "made.db"), existing=True)
+    assert (tmp_path / "made.db").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:sekrit@h:abc/db", "foo bar://u:sekrit@h/db"])
+def test_a_malformed_address_is_not_repeated(url: str) -> None:
+    with pytest.raises(InputError) as caught:
+        open_database(url)
+    assert "sekrit" not in str(caught.value)
+
+
+def test_any_driver_of_sqlite_is_sqlite(tmp_path: Path) -> None:
+    open_database(f"sqlite+aiosqlite:///{tmp_path / 'keys.db'}")
+    assert (tmp_path / "keys.db").exists()
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -76,6 +76,7 @@ def put(
     Example:  cloister secret put model wrap-key --policy model.toml \\
                 --store keys.db --store-key file:store.key
     """
+    from cloister.attestation.policy_file import parse_policy
     from cloister.encrypted.keys import read_wrap_key
     from cloister.provision.protocol import MAX_SECRET_SIZE
     from cloister.provision.store_key import load_store_key
@@ -88,7 +89,10 @@ def put(
         with Path(file).open("rb") as stream:
             value = stream.read(MAX_SECRET_SIZE + 1)
     key = load_store_key(store_key)
-    _open(store).put(name, value, policy.read_text(), key=key, now=utc_now())
+    terms = policy.read_bytes()
+    parse_policy(terms, str(policy))  # says with its name what is wrong
+    database = _open(store, existing=False)
+    database.put(name, value, terms.decode(), key=key, now=utc_now())
     if as_json:
         click.echo(json.dumps({"name": name, "bytes": len(value)}))
     else:
@@ -124,23 +128,25 @@ def list_(store: str, as_json: bool) -> None:
 @secret.command()
 @click.argument("name")
 @_STORE
+@_STORE_KEY
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def remove(name: str, store: str, as_json: bool) -> None:
+def remove(name: str, store: str, store_key: str, as_json: bool) -> None:
     """Remove NAME; running servers stop releasing it within a second.
 
     \b
-    Example:  cloister secret remove model --store keys.db
+    Example:  cloister secret remove model --store keys.db --store-key file:store.key
     """
-    _open(store).remove(name)
+    from cloister.provision.store_key import load_store_key
+
+    _open(store).remove(name, key=load_store_key(store_key))
     if as_json:
         click.echo(json.dumps({"name": name, "removed": True}))
     else:
         click.echo(f"{name}: removed")
 
 
-def _open(database: str) -> SecretStore:
+def _open(database: str, *, existing: bool = True) -> SecretStore:
     from cloister.provision.database import open_database
     from cloister.provision.store import SecretStore
 
-    engine: Any = open_database(database)
-    return SecretStore(engine)
+    return SecretStore(open_database(database, existing=existing))

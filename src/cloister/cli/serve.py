@@ -232,6 +232,12 @@ class Parts:
         try:
             authenticator = Authenticator(self._load_trust(), utc_now)
             judge = ClientJudge([secret], authenticator)
+            if audit and self._store_key is None:
+                click.echo(
+                    "note: without --store-key the audit log is not sealed: whoever can write to"
+                    " it can make another one",
+                    err=True,
+                )
             self._run(judge, authenticator, engine=open_database(audit) if audit else None)
         finally:
             secret.wipe()
@@ -278,6 +284,7 @@ class Report:
         """Print what is released, to whom, and where."""
         secrets, roots = self._introduction["secrets"], self._introduction["roots"]
         lines = [f"releases {name} to: {accepts}" for name, accepts in secrets.items()]
+        lines = lines or ["releases nothing yet: the store has no secret (cloister secret put)"]
         lines += [f"on platforms under: {root}" for root in roots]
         lines += [f"metrics and health on {admin[0]}:{admin[1]}"] if admin else []
         lines += [f"listening on {host}:{port}"]

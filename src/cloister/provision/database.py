@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
+import sqlite3
+import urllib.parse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,44 +21,84 @@ from cloister.errors import InputError, StoreError
 from cloister.provision.tables import METADATA
 
 BUSY_SECONDS = 30
+_UNREACHABLE = "does it exist, is it reachable, may you write to it?"
+_MAKING = "cloister secret put makes a store of secrets, cloister serve --audit an audit log"
 _READ_ONLY = "cloister_read_only"
 
 
-def open_database(url: str) -> sa.Engine:
-    """Open a database, and make its tables if they are missing.
+def open_database(url: str, *, existing: bool = False) -> sa.Engine:
+    """Open a database.
 
     Args:
         url: ``sqlite:///FILE``, ``postgresql://USER@HOST/NAME``, or a plain file name.
+        existing: it must be there, with its tables; else what is missing is made.
 
     Raises:
-        InputError: the address is malformed, or of a kind that is not supported.
+        InputError: the address is malformed, or of a kind that is not supported; or there is
+            none, and it must exist.
         StoreError: the database cannot be reached.
     """
     try:
         parsed = sa.make_url(url if "://" in url else f"sqlite:///{url}")
-    except sa.exc.ArgumentError as error:
-        raise InputError(f"database {url!r}: not an address of a database") from error
-    kind = parsed.get_backend_name()
-    if kind not in ("sqlite", "postgresql"):
-        raise InputError(f"database: {kind} is not supported; there are sqlite and postgresql")
-    if kind == "sqlite" and parsed.database in (None, "", ":memory:"):
+    except (sa.exc.ArgumentError, ValueError) as error:
+        # Not a word of it: it may have a password in it.
         raise InputError(
-            f"database {url!r}: names no file, and what is only in memory would be lost",
-            hint="sqlite:///FILE, or just FILE",
-        )
-    if kind == "postgresql" and parsed.get_driver_name() != "psycopg":
-        parsed = parsed.set(drivername="postgresql+psycopg")
+            "database: not an address of a database",
+            hint="sqlite:///FILE, postgresql://USER@HOST/NAME, or just FILE",
+        ) from error
+    kind = parsed.get_backend_name()
+    if kind == "sqlite":
+        engine = _sqlite(parsed, existing=existing)
+    elif kind == "postgresql":
+        engine = _postgresql(parsed)
+    else:
+        raise InputError(f"database: {kind} is not supported; there are sqlite and postgresql")
+    if existing:
+        _require_tables(engine)
+    else:
+        _make_tables(engine)
+    return engine
+
+
+def _postgresql(url: sa.URL) -> sa.Engine:
     try:
-        engine = sa.create_engine(parsed, pool_pre_ping=kind != "sqlite")
+        return sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
     except ModuleNotFoundError as error:
         raise InputError(
             "database: PostgreSQL needs the package psycopg",
             hint="pip install 'cloister[postgresql]'",
         ) from error
-    if kind == "sqlite":
-        _prepare_sqlite(engine)
-    _make_tables(engine)
+
+
+def _sqlite(url: sa.URL, *, existing: bool) -> sa.Engine:
+    if url.database in (None, "", ":memory:"):
+        raise InputError(
+            "database: the address names no file, and what is only in memory would be lost",
+            hint="sqlite:///FILE, or just FILE",
+        )
+    path = Path(str(url.database)).absolute()
+    if existing and not path.exists():
+        raise InputError(f"{path}: there is no such database", hint=_MAKING)
+    try:
+        # Only its owner reads it; and no connection of later makes it anew where it was taken away.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise StoreError(f"database {path}: {error.strerror}", hint=_UNREACHABLE) from error
+
+    def connect() -> sqlite3.Connection:
+        address = f"file:{urllib.parse.quote(str(path))}?mode=rw"
+        return sqlite3.connect(address, uri=True, check_same_thread=False)
+
+    engine = sa.create_engine(url.set(drivername="sqlite"), creator=connect)
+    _prepare_sqlite(engine, path)
     return engine
+
+
+def _require_tables(engine: sa.Engine) -> None:
+    with failures_are_ours():
+        there = set(sa.inspect(engine).get_table_names())
+    if not set(METADATA.tables) <= there:
+        raise InputError("database: it is not a key server's", hint=_MAKING)
 
 
 def _make_tables(engine: sa.Engine) -> None:
@@ -66,9 +110,10 @@ def _make_tables(engine: sa.Engine) -> None:
             METADATA.create_all(engine)
 
 
-def _prepare_sqlite(engine: sa.Engine) -> None:
+def _prepare_sqlite(engine: sa.Engine, path: Path) -> None:
     @sa.event.listens_for(engine, "connect")
-    def connect(connection: Any, _record: Any) -> None:
+    def connect(connection: Any, record: Any) -> None:
+        record.info["file"] = _identity(path)
         # The driver must not begin transactions by itself; see `begin` below.
         connection.isolation_level = None
         cursor = connection.cursor()
@@ -77,10 +122,25 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
         cursor.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
         cursor.close()
 
+    @sa.event.listens_for(engine, "checkout")
+    def checkout(_connection: Any, record: Any, _proxy: Any) -> None:
+        # Who goes on with a file that has lost its name, or given it to another one, writes where
+        # nobody reads. The next connection is to what is there now, and its readers notice.
+        if record.info.get("file") != _identity(path):
+            raise sa.exc.DisconnectionError
+
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
         reading = connection.get_execution_options().get(_READ_ONLY, False)
         connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextlib.contextmanager
@@ -91,9 +151,7 @@ def failures_are_ours() -> Iterator[None]:
     except sa.exc.SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
         words = " ".join(str(cause).split())[:300] or type(cause).__name__
-        raise StoreError(
-            f"database: {words}", hint="does it exist, is it reachable, may you write to it?"
-        ) from error
+        raise StoreError(f"database: {words}", hint=_UNREACHABLE) from error
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from cloister.attestation.expiry import expires
 from cloister.attestation.trust import Authenticator, Trust
-from cloister.errors import AuditError, CloisterError, CollateralError, StoreError
+from cloister.errors import AuditError, CloisterError, CollateralError, StoreError, StoreKeyError
 from cloister.listen import bound_address, open_listeners
 from cloister.provision.audit import AuditLog, AuditRecord, AuditWriter
 from cloister.provision.database import reading
@@ -103,8 +103,8 @@ class Recorder:
 class StoreWatcher:
     """Lets a judge release what is in the store now, and notices changes.
 
-    A change that cannot be read (a secret sealed under another key, a database that is away)
-    leaves the judge as it was and is told; nothing is released that was not readable once.
+    A store that was changed by somebody without its key, or is older than what was seen before,
+    releases nothing. A database that is away leaves the judge as it was.
 
     Attributes:
         store: the secrets.
@@ -122,7 +122,10 @@ class StoreWatcher:
     keep_seconds: float
 
     def __post_init__(self) -> None:
-        self._generation = -1
+        self._number: int | None = None
+        self._highest = 0
+        self._failures: list[CloisterError] = []
+        self._is_away = False
         self._retired: list[tuple[float, tuple[Secret, ...]]] = []
         self.problem: str | None = None
 
@@ -130,30 +133,55 @@ class StoreWatcher:
         """Look once; reload if the store has changed. A failure is told once, not raised."""
         self._wipe_retired(time.monotonic() - self.keep_seconds)
         try:
-            if self.store.generation() != self._generation:
+            if self.store.number() != self._number:
                 self.reload()
-            self.problem = None
+            elif self._is_away:
+                self._tell(self._failures)
+            self._is_away = False
         except CloisterError as error:
-            if self.problem != error.message:
-                self.on_failure(error)
-            self.problem = error.message
+            if isinstance(error, StoreKeyError):
+                self._number = None
+                if self.judge.secrets:
+                    self._release(())
+            self._is_away = True
+            self._tell([error])
 
     def reload(self) -> None:
         """Let the judge release what is in the store now.
 
         Raises:
-            StoreKeyError: a secret was sealed under another key, or was changed.
+            StoreKeyError: the store belongs to another key, was changed without it, or is older
+                than it was before.
             StoreError: the database cannot be read.
         """
-        generation, secrets = self.store.load(self.key)
+        loaded = self.store.load(self.key)
+        if loaded.number < self._highest:
+            raise StoreKeyError(
+                f"store: its secrets are those of change {loaded.number}, this server has seen"
+                f" {self._highest}",
+                hint="somebody put an older copy in its place: find out; if it was you, restart",
+            )
+        self._release(loaded.secrets)
+        self._number = self._highest = loaded.number
+        self._failures = loaded.failures
+        self._tell(loaded.failures)
+
+    def _release(self, secrets: Sequence[Secret]) -> None:
         self._retired.append((time.monotonic(), self.judge.secrets))
         self.judge.replace(secrets)
-        self._generation = generation
+
+    def _tell(self, failures: Sequence[CloisterError]) -> None:
+        """Tell of failures once, as long as they are the same."""
+        problem = "; ".join(failure.message for failure in failures) or None
+        if problem is not None and problem != self.problem:
+            for failure in failures:
+                self.on_failure(failure)
+        self.problem = problem
 
     def close(self) -> None:
         """Wipe every secret."""
-        self._retired.append((0.0, self.judge.secrets))
-        self.judge.replace(())
+        self._release(())
+        self._retired = [(0.0, secrets) for _, secrets in self._retired]
         self._wipe_retired(time.monotonic())
 
     def _wipe_retired(self, before: float) -> None:

@@ -16,12 +16,14 @@ SECRETS = sa.Table(
     sa.Column("sealed", sa.LargeBinary, nullable=False),
     sa.Column("updated", sa.String(40), nullable=False),
 )
-GENERATION = sa.Table(
-    "generation",
+SECRETS_INDEX = sa.Table(
+    "secrets_index",
     METADATA,
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("seal", sa.String(64), nullable=False),
 )
+"""One row: how often the secrets were changed, and a seal of that number and all of them."""
 AUDIT = sa.Table(
     "audit",
     METADATA,
@@ -37,6 +39,12 @@ _REFUSALS = {
         f"CREATE TRIGGER IF NOT EXISTS audit_no_{event.lower()} BEFORE {event} ON audit"
         " BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
         for event in ("UPDATE", "DELETE")
+    ]
+    + [
+        # REPLACE would remove the record of that number without asking the other triggers.
+        "CREATE TRIGGER IF NOT EXISTS audit_only_behind_the_last BEFORE INSERT ON audit"
+        " WHEN NEW.sequence != (SELECT COALESCE(MAX(sequence), 0) + 1 FROM audit)"
+        " BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END"
     ],
     "postgresql": [
         "CREATE OR REPLACE FUNCTION audit_append_only() RETURNS trigger AS $$"
