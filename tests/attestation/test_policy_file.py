@@ -118,6 +118,8 @@ def test_tdx() -> None:
         ("version = 1\nmrenclave = []", "at least one"),
         ("version = 1\ntcb_status = []\n" + ENCLAVE, "tcb_status: is empty"),
         ("version = 1\ntcb_status = ['Revoked']\n" + ENCLAVE, "never acceptable"),
+        (f"version = 1\n{MRTD}\nprogram = '{'0' * 64}'", "rtmr1 and rtmr2"),
+        (f"version = 1\n{MRTD}\nrtmr1 = '{'0' * 96}'\nprogram = '{'0' * 64}'", "rtmr1 and rtmr2"),
         ("version = 1\nroots = []\n" + ENCLAVE, "at least one"),
         ("version = 1\nroots = ['here']\n" + ENCLAVE, "fingerprints"),
         ("version = 1\ndebug = true\n" + ENCLAVE, "debug"),

@@ -178,6 +178,22 @@ def test_the_tcb_at_launch_and_the_present_one(
             world.verify(quote, collateral=collateral, policy=AnyEnclave()).require()
 
 
+@pytest.mark.parametrize(("launch", "present"), [(9, 6), (6, 9)])
+def test_advisories_and_the_date_of_the_present_level_count_as_its_status(
+    world: World, launch: int, present: int
+) -> None:
+    info = levels_of_two_updates(world, "OutOfDate")
+    info["tcbLevels"][0]["advisoryIDs"] = ["INTEL-SA-1"]
+    info["tcbLevels"][1] |= {"advisoryIDs": ["INTEL-SA-2"], "tcbDate": "2015-01-01T00:00:00Z"}
+    evidence = world.verify(
+        new_quote(world, relaunched(launch, present).pack(), version=5),
+        collateral=tdx_collateral(world, **info),
+        policy=all_of(AnyEnclave(), TcbStatus("OutOfDate", "TDRelaunchAdvised")),
+    ).require()
+    assert "INTEL-SA-2" in evidence.advisories
+    assert evidence.tcb_date == datetime.datetime(2015, 1, 1, tzinfo=datetime.timezone.utc)
+
+
 @pytest.mark.parametrize(("launch", "present"), [(9, 6), (6, 9), (6, 6)])
 def test_a_revoked_level_counts_at_launch_and_now(world: World, launch: int, present: int) -> None:
     info = levels_of_two_updates(world, "Revoked")

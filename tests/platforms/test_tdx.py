@@ -82,8 +82,12 @@ def extended(*digests: bytes) -> bytes:
     return register
 
 
+REGISTERS = f'rtmr1 = "{TD_REPORT.rtmr1.hex()}"\nrtmr2 = "{TD_REPORT.rtmr2.hex()}"\n'
+
+
 def policy(world: World, *programs: str, mrtd: bytes = TD_REPORT.mr_td) -> str:
-    return f'version = 1\nroots = ["{world.anchor.fingerprint}"]\nmrtd = "{mrtd.hex()}"\n' + (
+    machine = f'mrtd = "{mrtd.hex()}"\n{REGISTERS}'
+    return f'version = 1\nroots = ["{world.anchor.fingerprint}"]\n{machine}' + (
         f"program = {json.dumps(list(programs))}\n" if programs else ""
     )
 
@@ -278,7 +282,7 @@ roots = ["intel"]
 mrenclave = "{b"g".hex() * 32}"
 [[any]]
 mrtd = "{TD_REPORT.mr_td.hex()}"
-program = "{mrenclave("manifest")}"
+{REGISTERS}program = "{mrenclave("manifest")}"
 """
     tdx = judge(world, machine(), text)
     assert tdx.accepted

@@ -24,8 +24,8 @@ class Evidence:
         quote: the quote; its header and body are signed.
         anchor: the root that vouches.
         tcb_status: the worse of the platform's and the quoting enclave's status.
-        advisories: advisories that apply to the platform's TCB level, sorted.
-        tcb_date: date of the platform's TCB level; EPID has none.
+        advisories: advisories that apply to the TCB levels of both, sorted.
+        tcb_date: the earlier date of these levels; EPID has none.
         fmspc: kind of platform, 6 bytes; EPID has none (empty).
         ppid: the platform's own identifier; EPID has none (empty).
         collateral_expires: when the first piece of the collateral runs out.

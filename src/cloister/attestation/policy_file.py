@@ -167,6 +167,11 @@ class _Table(_Model):
             raise ValueError("rtmr0 to rtmr3 belong to mrtd, which is not there")
         if self.mrtd is None and self.program is not None:
             raise ValueError("program belongs to mrtd, which is not there")
+        if self.program is not None and None in (self.rtmr1, self.rtmr2):
+            raise ValueError(
+                "program needs rtmr1 and rtmr2: without them the host chooses the kernel, which"
+                " can put any program into RTMR 3"
+            )
         if self.rtmr3 is not None and self.program is not None:
             raise ValueError("program and rtmr3 exclude each other: the programs are in RTMR 3")
         if not self.model_fields_set:

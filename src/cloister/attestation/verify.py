@@ -30,6 +30,7 @@ from cloister.attestation import dcap
 from cloister.attestation.anchors import TrustAnchor
 from cloister.attestation.collateral import Collateral
 from cloister.attestation.evidence import Evidence
+from cloister.attestation.expiry import parse_time
 from cloister.attestation.policy import Policy, completed
 from cloister.attestation.status import REVOKED, joined
 from cloister.attestation.supplement import SUPPLEMENTS, Verified
@@ -37,6 +38,7 @@ from cloister.attestation.verdict import Check, Verdict
 from cloister.errors import (
     AttestationError,
     CertificateChainError,
+    CollateralError,
     DebugEnclaveError,
     EnclaveAttributesError,
     EventLogError,
@@ -279,8 +281,8 @@ def _evidence(quote: Quote, anchor: TrustAnchor, claims: dict[str, Any]) -> Evid
         quote=quote,
         anchor=anchor,
         tcb_status=_status(claims),
-        advisories=tuple(sorted(claims["tcb"]["advisory_ids"])),
-        tcb_date=dcap.as_utc(platform["tcb_date_tag"]),
+        advisories=_advisories(claims),
+        tcb_date=_tcb_date(claims),
         fmspc=bytes(platform["pck"]["fmspc"]),
         ppid=bytes(platform["pck"]["ppid"]),
         collateral_expires=dcap.as_utc(
@@ -289,18 +291,39 @@ def _evidence(quote: Quote, anchor: TrustAnchor, claims: dict[str, Any]) -> Evid
     )
 
 
-def _status(claims: dict[str, Any]) -> str:
-    """Join the statuses of all that counts.
+def _levels(claims: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the levels that count besides the one that the library judged by.
 
-    A TD report of 1.5 tells the TCB at launch and the present one; the library asks the present
-    one only whether launching anew would help, so that a platform which got worse would not show.
+    These are the quoting enclave's and, of a TD report of 1.5, the present one: such a report tells
+    the TCB at launch and now, and the library asks the second only whether launching anew would
+    help, so that a platform which got worse would not show.
     """
     present = claims["platform"]["current_tcb_level"]
-    others = [claims["qe"]["tcb_level"], *([present] if present else [])]
-    statuses: list[str] = [claims["tcb"]["status"], *(level["tcbStatus"] for level in others)]
+    return [claims["qe"]["tcb_level"], *([present] if present else [])]
+
+
+def _status(claims: dict[str, Any]) -> str:
+    """Join the statuses of all that counts."""
+    others = (level["tcbStatus"] for level in _levels(claims))
+    statuses: list[str] = [claims["tcb"]["status"], *others]
     if REVOKED in statuses:
         raise RevokedError("the platform's TCB level is revoked")
     return functools.reduce(joined, statuses)
+
+
+def _advisories(claims: dict[str, Any]) -> tuple[str, ...]:
+    """Join the advisories of all that counts."""
+    others = (name for level in _levels(claims) for name in level.get("advisoryIDs") or ())
+    return tuple(sorted({*claims["tcb"]["advisory_ids"], *others}))
+
+
+def _tcb_date(claims: dict[str, Any]) -> datetime.datetime:
+    """Return the earliest date of all that counts."""
+    try:
+        others = [parse_time(level["tcbDate"]) for level in _levels(claims)]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CollateralError("collateral: the date of a TCB level cannot be read") from error
+    return min(dcap.as_utc(claims["platform"]["tcb_date_tag"]), *others)
 
 
 def _require_same_reading(quote: Quote, claims: dict[str, Any]) -> None:
