@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import ssl
@@ -12,14 +13,41 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 GRACE_SECONDS = 5
 """How long requests that are being answered may go on after a stop."""
 
 
+IDLE_SECONDS = 10
+"""How long a client may take to ask something, where connections are limited."""
+_BACKLOG = 64
+
+
+class _Limited(H11Protocol):
+    """A connection that is closed if there are too many, or if nothing is asked on it."""
+
+    most = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.most:
+            transport.abort()
+        else:
+            self.loop.call_later(IDLE_SECONDS, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        if self.cycle is None:
+            self.transport.abort()
+
+
 @contextmanager
 def serving(
-    app: Any, listeners: list[socket.socket], context: ssl.SSLContext | None = None
+    app: Any,
+    listeners: list[socket.socket],
+    context: ssl.SSLContext | None = None,
+    *,
+    connections: int | None = None,
 ) -> Iterator[None]:
     """Serve ``app`` on open sockets in a thread while the block runs.
 
@@ -27,9 +55,13 @@ def serving(
         app: an ASGI application.
         listeners: listening sockets; they are closed at the end.
         context: for TLS; None speaks plain HTTP.
+        connections: how many there may be at once; None: as many as come.
     """
+    limited = type("Limited", (_Limited,), {"most": connections})
     config = uvicorn.Config(
         app,
+        http="auto" if connections is None else limited,
+        backlog=2048 if connections is None else _BACKLOG,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
@@ -69,8 +101,9 @@ def serve_until_stopped(
     *,
     context: ssl.SSLContext | None = None,
     on_ready: Callable[[], None],
+    connections: int | None = None,
 ) -> None:
     """Serve ``app`` until SIGINT or SIGTERM; ``on_ready`` is called when it has begun."""
-    with stop_signals() as stop, serving(app, listeners, context):
+    with stop_signals() as stop, serving(app, listeners, context, connections=connections):
         on_ready()
         stop.wait()

@@ -26,10 +26,11 @@ def open_listeners(host: str, port: int) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     try:
         _open_all(host, port, listeners)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the second: no DNS name at all
         for listener in listeners:
             listener.close()
-        raise _refusal(host, port, error.strerror or str(error)) from error
+        reason = error.strerror if isinstance(error, OSError) else "no such name"
+        raise _refusal(host, port, reason or str(error)) from error
     if not listeners:
         raise _refusal(host, port, "no such address here")
     return listeners
@@ -50,7 +51,7 @@ def _open_all(host: str, port: int, listeners: list[socket.socket]) -> None:
 def _refusal(host: str, port: int, reason: str) -> InputError:
     return InputError(
         f"cannot listen on {host}:{port}: {reason}",
-        hint="choose another address or port with --listen HOST:PORT",
+        hint="choose another address or port",
     )
 
 

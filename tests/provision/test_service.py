@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -202,6 +203,21 @@ def test_where_the_log_is_the_only_record_nothing_leaves_without_it(
     server.process.stdout.close()
     context = setting.context(create_identity(setting.enclave().quote))
     assert received(server.port, context, context.maximum_version) == b""
+
+
+def test_idle_connections_to_metrics_take_no_descriptors(
+    setting: Setting, sqlite_store: Store, serve_store: Serve
+) -> None:
+    sqlite_store.put("key", KEY, setting.enclave().mrenclave)
+    server = serve_store(*sqlite_store.options, "--admin", "localhost:0")
+    address = ("localhost", server.announced["admin"][1])
+    descriptors = Path(f"/proc/{server.process.pid}/fd")
+    with contextlib.ExitStack() as idle:
+        for _ in range(400):
+            idle.enter_context(socket.create_connection(address, 10))
+        eventually(lambda: len(list(descriptors.iterdir())) < 120)
+        assert setting.fetch(server.port)["key"] == KEY.hex()
+    assert httpx.get(admin_url(server) + "/healthz").status_code == 200
 
 
 def test_an_audit_log_that_fails_is_no_health(

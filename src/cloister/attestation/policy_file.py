@@ -96,6 +96,18 @@ def _known_status(text: str) -> str:
     return text
 
 
+def _date(value: Any) -> Any:
+    if not isinstance(value, datetime.date):  # which times with a date are, too
+        raise ValueError("expected a date, such as 2024-03-13")  # noqa: TRY004  (see below)
+    return value
+
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):  # which Python takes for a number
+        raise ValueError("expected a number")  # noqa: TRY004  (pydantic reports ValueErrors alone)
+    return value
+
+
 def _fingerprint(text: str) -> str:
     if text in _NAMED_ROOTS:
         return _NAMED_ROOTS[text]
@@ -111,6 +123,7 @@ _Bytes16 = Annotated[bytes, _hex_of(16)]
 _Bytes32 = Annotated[bytes, _hex_of(32)]
 _Bytes48 = Annotated[bytes, _hex_of(48)]
 _Bytes64 = Annotated[bytes, _hex_of(64)]
+_Date = Annotated[datetime.datetime | datetime.date, pydantic.BeforeValidator(_date)]
 _Number = Annotated[int, pydantic.Field(ge=0, le=65535)]
 _Some = pydantic.Field(min_length=1)
 
@@ -153,7 +166,7 @@ class _Table(_Model):
         Annotated[list[Annotated[str, pydantic.AfterValidator(_known_status)]], _Some] | None
     ) = None
     advisories: list[str] | None = None
-    minimum_tcb_date: datetime.datetime | datetime.date | None = None
+    minimum_tcb_date: _Date | None = None
     report_data: _Bytes64 | None = None
     any_: Annotated[list[_Table], _Some] | None = pydantic.Field(default=None, alias="any")
     all_: Annotated[list[_Table], _Some] | None = pydantic.Field(default=None, alias="all")
@@ -229,7 +242,7 @@ class _Table(_Model):
 class _File(_Table):
     """The whole file: there is always a root."""
 
-    version: Literal[1]
+    version: Annotated[Literal[1], pydantic.BeforeValidator(_no_truth_value)]
     roots: _Roots | None = [INTEL_ROOT_SHA256]
 
 

@@ -136,6 +136,8 @@ def fetch(
                     raise late
             found = {name.lower(): value for name, value in response.headers.items()}
             return response.status_code, Answer(bytes(body), found)
+    except httpx.LocalProtocolError as error:  # whose text quotes headers, an API key among them
+        raise CollateralFetchError(f"{url}: the request cannot be made") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise CollateralFetchError(f"{url}: {error or type(error).__name__}") from error
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from cloister.cli.numbers import SECONDS
 from cloister.cli.trust import FILE, root_option, trust_options
 
 
@@ -17,7 +18,9 @@ from cloister.cli.trust import FILE, root_option, trust_options
 @click.option(
     "--policy", "policy_file", type=FILE, help="Policy (TOML): which enclave is expected."
 )
-@click.option("--timeout", default=10.0, show_default=True, help="Seconds for the handshake.")
+@click.option(
+    "--timeout", type=SECONDS, default=10.0, show_default=True, help="Seconds for the handshake."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def attest(
     address: str,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import json
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -27,7 +29,9 @@ def audit() -> None:
 
 @audit.command()
 @_STORE
-@click.option("--after", type=click.IntRange(0), default=0, help="Only records behind this number.")
+@click.option(
+    "--after", type=click.IntRange(0, 2**63 - 1), default=0, help="Only records behind this number."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a record.")
 def show(store: str, after: int, as_json: bool) -> None:
     """Print the recorded decisions, oldest first.
@@ -35,18 +39,20 @@ def show(store: str, after: int, as_json: bool) -> None:
     \b
     Example:  cloister audit show --store keys.db
     """
+    from cloister.text import printable
+
     for record in _log(store, None).records(after=after):
         if as_json:
             click.echo(json.dumps({**record.decision, "hash": record.hash}))
             continue
-        fields = record.decision
+        fields = collections.defaultdict(lambda: None, record.decision)
         what = f"released {fields['secret']} to" if fields["secret"] else fields["outcome"]
         identity = (
             f" [{fields['identity']}, TCB {fields['tcb_status']}]" if fields["identity"] else ""
         )
         simulated = " SIMULATED" if fields["simulated"] else ""
         line = f"{record.sequence} {fields['time']} {what} {fields['peer']}: {fields['reason']}"
-        click.echo(line + identity + simulated)
+        click.echo(printable(line + identity + simulated))
 
 
 @audit.command()
@@ -63,7 +69,13 @@ def verify(store: str, store_key: str | None, known: str | None, as_json: bool) 
     \b
     Example:  cloister audit verify --store keys.db --store-key file:store.key
     """
-    summary = _log(store, store_key).verify(known=known)
+    from cloister.errors import InputError
+
+    if known is not None and not re.fullmatch("[0-9A-Fa-f]{64}", known):
+        raise InputError(
+            "--known: not a hash of the log", hint="64 hex digits, as printed by verify"
+        )
+    summary = _log(store, store_key).verify(known=known and known.lower())
     if as_json:
         facts = {"records": summary.records, "head": summary.head, "sealed": summary.sealed}
         click.echo(json.dumps(facts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ from cloister.cli.trust import FILE
 
 if TYPE_CHECKING:
     from cloister.pccs.app import Backend
+
+
+MAX_CONNECTIONS = 512
 
 
 @click.command()
@@ -60,6 +64,10 @@ def pccs(
 
     if simulated == (upstream is not None):
         raise InputError("give either --simulated or --upstream URL")
+    if not simulated and any(rehearsal.values()):
+        raise InputError(
+            "only the SIMULATED platform can rehearse bad days", hint="--simulated, not --upstream"
+        )
     if simulated:
         backend = _simulated(conditions_from(**rehearsal))
     else:
@@ -73,7 +81,13 @@ def pccs(
         event = {"event": "listening", "host": host, "port": port, "simulated": simulated}
         click.echo(json.dumps(event) if as_json else f"{what} on {host}:{port}")
 
-    serve_until_stopped(create_app(backend), listeners, context=context, on_ready=announce)
+    serve_until_stopped(
+        create_app(backend),
+        listeners,
+        context=context,
+        on_ready=announce,
+        connections=MAX_CONNECTIONS,
+    )
 
 
 def _simulated(conditions: Any) -> Backend:
@@ -92,17 +106,32 @@ def _caching(upstream: str, database: Path | None, api_key_file: Path | None) ->
     from cloister.cli.trust import utc_now
     from cloister.files import cache_home
     from cloister.pccs.cache import CachingBackend
+    from cloister.provision.database import failures_are_ours
 
     if database is None:
         database = cache_home() / "pccs.db"
         database.parent.mkdir(parents=True, exist_ok=True)
-    return CachingBackend(
-        sa.create_engine(f"sqlite:///{database}"),
-        anchor=intel(),
-        clock=utc_now,
-        upstream=INTEL_PCS if upstream == "intel" else upstream,
-        api_key=api_key_file.read_text().strip() if api_key_file else None,
-    )
+    with failures_are_ours():
+        return CachingBackend(
+            sa.create_engine(f"sqlite:///{database}"),
+            anchor=intel(),
+            clock=utc_now,
+            upstream=INTEL_PCS if upstream == "intel" else upstream,
+            api_key=_api_key(api_key_file) if api_key_file else None,
+        )
+
+
+def _api_key(path: Path) -> str:
+    """Read an API key; not a word of it gets into an error."""
+    from cloister.errors import InputError
+
+    key = path.read_bytes().strip()
+    if not re.fullmatch(rb"[!-~]{1,256}", key):
+        raise InputError(
+            f"{path}: not an API key: expected one line of letters and digits",
+            hint="the service's portal shows two keys; write one of them to the file",
+        )
+    return key.decode("ascii")
 
 
 def _tls(cert: Path | None, cert_key: Path | None) -> Any:

@@ -130,12 +130,18 @@ def verify(
     """
     from cloister.attestation.trust import Authenticator
     from cloister.cli.trust import parse_at, quote_policy, trust_from
+    from cloister.errors import InputError
     from cloister.sgx.epid import is_epid
     from cloister.sgx.quote import parse_header
 
     now = parse_at(at)
     policy = quote_policy(policy_file, statuses)
     data = _read(file)
+    if ias_report is None and (ias_signature or ias_certificates or ias_nonce):
+        raise InputError(
+            "--ias-signature, --ias-certificates and --ias-nonce belong to --ias-report",
+            hint="--ias-report FILE: the answer that the service gave in its time",
+        )
     if ias_report is not None:
         stored = _stored(ias_report, ias_signature, ias_certificates)
         verdict = _verify_stored(stored, data, roots, now, policy, ias_nonce)

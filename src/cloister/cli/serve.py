@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cloister.cli.numbers import Number
 from cloister.cli.trust import FILE, trust_from, trust_options, utc_now
 
 if TYPE_CHECKING:
@@ -66,14 +67,14 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--client-timeout",
-    type=click.FloatRange(0.1, 600),
+    type=Number(0.1, 600),
     default=10.0,
     show_default=True,
     help="Seconds that one client has.",
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(0.1),
+    type=Number(0.1, 1e9),
     default=100.0,
     show_default=True,
     help="Connections a second from one address, on average.",

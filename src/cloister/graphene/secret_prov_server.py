@@ -146,4 +146,10 @@ def _trust(environment: Mapping[str, str]) -> Trust:
     from cloister.cli.trust import trust_from
 
     bundles = [Path(name) for name in environment.get(TRUST_SIMULATED, "").split(":") if name]
+    for bundle in bundles:
+        if not bundle.is_file():
+            raise InputError(
+                f"{TRUST_SIMULATED}: {bundle}: no such file",
+                hint=f"make it where the enclave runs: cloister platform export {bundle}",
+            )
     return trust_from(tuple(bundles), (), environment.get(PCCS, "intel"))

@@ -31,6 +31,8 @@ from cloister.provision.store_key import StoreKey
 
 RELOAD_SECONDS = 1.0
 REFRESH_SECONDS = 3600.0
+ADMIN_CONNECTIONS = 64
+"""To metrics and health, at once; the key server's clients need their descriptors."""
 STALE_SECONDS = 15.0
 """A server that has not looked at its store for so long is not healthy."""
 KEEP_SECONDS = 30.0
@@ -365,7 +367,7 @@ class Service:
         app = admin_app(self._metrics, health=self._health, clock=self._clock)
         listeners = open_listeners(*self._settings.admin)
         address = bound_address(listeners)
-        with serving(app, listeners):
+        with serving(app, listeners, connections=ADMIN_CONNECTIONS):
             yield address
 
     def _health(self) -> list[str]:

@@ -127,6 +127,8 @@ def fetch_certificate(host: str, port: int, *, timeout: float) -> bytes:
             return found[0]
     except OSError as error:
         raise PeerError(f"{host}:{port}: {error.strerror or error}") from error
+    except UnicodeError as error:
+        raise PeerError(f"{host}:{port}: no such name") from error
 
 
 def _certificate(connection: ssl.SSLSocket | ssl.SSLObject) -> bytes:
