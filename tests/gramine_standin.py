@@ -1,4 +1,4 @@
-"""A stand-in for an installed Gramine 1.9, for tests: ``gramine-direct``, ``gramine-sgx`` and
+"""A stand-in for an installed Gramine, for tests: ``gramine-direct``, ``gramine-sgx`` and
 ``gramine-sgx-sign``.
 
 It checks what the real programs check of a manifest and of the files that it names, prints their
@@ -55,14 +55,20 @@ def stop(line: str, *, code: int = 1) -> NoReturn:
     raise SystemExit(code)
 
 
-def require_schema(manifest: dict[str, Any]) -> None:
+def require_schema(manifest: dict[str, Any], version: str) -> None:
     """What ``gramine-manifest-check`` refuses."""
     for key in manifest.keys() - KNOWN:
         stop(f"error in manifest: extra keys not allowed @ data['{key}']")
     for table, key in REQUIRED:
         if key not in manifest.get(table, {}):
             stop(f"error in manifest: required key not provided @ data['{table}']['{key}']")
-    if "uri" not in manifest["loader"]["entrypoint"]:
+    entrypoint = manifest["loader"]["entrypoint"]
+    if tuple(map(int, version.split("."))) < (1, 8):
+        if not isinstance(entrypoint, str):
+            stop("error: No 'loader.entrypoint' is specified in the manifest")
+        if entrypoint not in [item["uri"] for item in manifest["sgx"]["trusted_files"]]:
+            stop("error: PAL failed DENIED")
+    elif "uri" not in entrypoint:
         stop("error in manifest: required key not provided @ data['loader']['entrypoint']['uri']")
     for mount in manifest["fs"]["mounts"]:
         kind = mount.get("type", "chroot")
@@ -89,6 +95,9 @@ class Loader:
 
     def start(self, arguments: list[str]) -> None:
         libos = self.manifest["loader"]["entrypoint"]
+        if isinstance(libos, str):
+            trusted = self.manifest["sgx"]["trusted_files"]
+            (libos,) = (item for item in trusted if item["uri"] == libos)
         if not libos["uri"].startswith("file:"):
             stop("error: PAL failed at parsing the manifest: loader.entrypoint.uri")
         content = Path(libos["uri"].removeprefix("file:")).read_bytes()
@@ -241,7 +250,7 @@ class Loader:
         return opened
 
 
-def sign(arguments: list[str]) -> int:
+def sign(arguments: list[str], version: str) -> int:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -254,7 +263,7 @@ def sign(arguments: list[str]) -> int:
         parser.add_argument(f"--{option}", type=Path, required=True)
     given = parser.parse_args(arguments)
     data = given.manifest.read_bytes()
-    require_schema(tomli.loads(data.decode()))
+    require_schema(tomli.loads(data.decode()), version)
     key = load_pem_private_key(given.key.read_bytes(), None)
     if not isinstance(key, RSAPrivateKey) or key.key_size != 3072:
         print("Invalid RSA key", file=sys.stderr)
@@ -273,7 +282,7 @@ def main(name: str, version: str, libraries: str, *arguments: str) -> int:
         print(f"Gramine {version} (0123456789abcdef)")
         return 0
     if name == "gramine-sgx-sign":
-        return sign(list(arguments))
+        return sign(list(arguments), version)
     if not arguments:
         print(f"Usage: {name} [<application>] <args>...")
         return 2
@@ -289,7 +298,7 @@ def main(name: str, version: str, libraries: str, *arguments: str) -> int:
         return 2
     text = manifest.read_bytes()
     document = tomli.loads(text.decode())
-    require_schema(document)
+    require_schema(document, version)
     if sgx:
         from cloister.manifest.parse import parse_manifest
         from cloister.manifest.prepare import measure_manifest

@@ -258,38 +258,55 @@ def _real_run(machine: Machine, try_run: Callable[[], None], *, is_explained: bo
 def _sgx(machine: Machine) -> Finding:
     simulated = "enclaves here are SIMULATED"
     flags = re.search(r"^flags\s*:.*$", machine.text("proc/cpuinfo") or "", re.MULTILINE)
-    devices = [
-        name
-        for name in ("sgx_enclave", "sgx_provision", "sgx/enclave", "isgx")
-        if (machine.root / "dev" / name).exists()
-    ]
+    device, provision = machine.root / "dev/sgx_enclave", machine.root / "dev/sgx_provision"
     if flags is not None and "sgx" not in flags[0].split():
         return Finding(
             "SGX", State.MISSING, f"the processor has none, or it is off; {simulated}",
             "enable SGX in the BIOS, if the processor has it", needed=False,
         )  # fmt: skip
-    if not devices:
+    if not device.exists():
         return Finding(
             "SGX", State.MISSING, f"the driver is not loaded; {simulated}",
             "use a kernel of 5.11 or later with CONFIG_X86_SGX", needed=False,
         )  # fmt: skip
-    if not os.access(machine.root / "dev" / devices[0], os.R_OK | os.W_OK):
+    if not os.access(device, os.R_OK | os.W_OK):
         return Finding(
-            "SGX", State.MISSING, f"/dev/{devices[0]} may not be opened by this user; {simulated}",
+            "SGX", State.MISSING, f"/dev/sgx_enclave may not be opened by this user; {simulated}",
             "sudo usermod -aG sgx $USER, and log in again", needed=False,
+        )  # fmt: skip
+    if not provision.exists():
+        return Finding(
+            "SGX", State.MISSING, "/dev/sgx_provision is not there: enclaves start, but get no"
+            " quotes", "let the container have it, too (--device /dev/sgx_provision)", needed=False,
         )  # fmt: skip
     aesm = (machine.root / "var/run/aesmd/aesm.socket").exists()
     return Finding(
         "SGX", State.OK,
-        f"driver: /dev/{devices[0]}; quoting service (aesmd) {'runs' if aesm else 'does not run'}",
+        f"driver: /dev/sgx_enclave; quoting service (aesmd) {'runs' if aesm else 'does not run'}",
         None if aesm else "sudo apt-get install sgx-aesm-service", needed=False,
     )  # fmt: skip
 
 
 def _tdx(machine: Machine) -> Finding:
-    if (machine.root / "dev/tdx_guest").exists():
-        return Finding("TDX", State.OK, "this is a TDX virtual machine", needed=False)
-    return Finding("TDX", State.MISSING, "this is no TDX virtual machine", needed=False)
+    registers = (
+        "dev/tdx_guest",
+        "sys/devices/virtual/misc/tdx_guest/measurements/rtmr3:sha384",
+    )
+    if not any((machine.root / name).exists() for name in registers):
+        return Finding("TDX", State.MISSING, "this is no TDX virtual machine", needed=False)
+    if not (machine.root / "sys/kernel/config/tsm/report").is_dir():
+        return Finding(
+            "TDX", State.MISSING,
+            "this is a TDX virtual machine, but its kernel offers no reports in configfs",
+            "sudo modprobe tdx_guest; sudo mount -t configfs none /sys/kernel/config"
+            " (Linux 6.7 or later)", needed=False,
+        )  # fmt: skip
+    if not machine.is_root:
+        return Finding(
+            "TDX", State.MISSING, "this is a TDX virtual machine; only root gets its quotes",
+            "run as root", needed=False,
+        )  # fmt: skip
+    return Finding("TDX", State.OK, "this is a TDX virtual machine", needed=False)
 
 
 def _gramine() -> Finding:

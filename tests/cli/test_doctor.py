@@ -136,6 +136,36 @@ def test_what_binds_ordinary_users_does_not_bind_root(describe: Describe) -> Non
     assert missing(describe(dict(restricted), is_root=True)) == {}
 
 
+SGX, PROVISION = "dev/sgx_enclave", "dev/sgx_provision"
+REGISTER = "sys/devices/virtual/misc/tdx_guest/measurements/rtmr3:sha384"
+REPORT = "sys/kernel/config/tsm/report/x"
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "is_there", "words"),
+    [
+        ([], "SGX", False, "driver is not loaded"),
+        (["dev/isgx"], "SGX", False, "driver is not loaded"),
+        ([PROVISION], "SGX", False, "driver is not loaded"),
+        ([SGX], "SGX", False, "get no quotes"),
+        ([SGX, PROVISION], "SGX", True, "aesmd"),
+        ([], "TDX", False, "no TDX virtual machine"),
+        ([REPORT], "TDX", False, "no TDX virtual machine"),
+        (["dev/tdx_guest"], "TDX", False, "no reports in configfs"),
+        ([REGISTER], "TDX", False, "no reports in configfs"),
+        (["dev/tdx_guest", REPORT], "TDX", True, "TDX virtual machine"),
+        ([REGISTER, REPORT], "TDX", True, "TDX virtual machine"),
+    ],
+)
+def test_hardware_is_there_if_a_run_would_use_it(
+    describe: Describe, files: list[str], name: str, is_there: bool, words: str
+) -> None:
+    machine = describe(dict.fromkeys(files, ""), is_root=True)
+    (found,) = (item for item in diagnose(machine, None) if item.name == name)
+    assert (found.state is State.OK) == is_there
+    assert words in found.meaning
+
+
 def test_a_run_that_fails_is_explained(describe: Describe) -> None:
     def fails() -> None:
         raise SandboxError("mount: Operation not permitted")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ import pytest
 import yaml
 
 from cloister.cli.main import cli
+from cloister.platforms.tdx.programs import DIRECTORY as PROGRAMS
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"
+DOCUMENTATION = ROOT / "docs" / "deployment.md"
 KUBERNETES = DEPLOY / "kubernetes"
 MANIFESTS = sorted(KUBERNETES.glob("*.yaml"))
 OLDEST, NEWEST = "1.29", kubernetes_validate.latest_version()
@@ -269,3 +272,27 @@ def test_workers_ask_for_the_hardware_that_they_name() -> None:
         spec = pod(ALL[name])["spec"]
         assert spec["nodeSelector"]
         assert "--require-hardware" in spec["containers"][0]["args"]
+
+
+def test_workers_of_a_tdx_node_share_the_list_of_what_it_has_run() -> None:
+    """RTMR 3 belongs to the node and lives as long as it; a list in the container would not."""
+    spec = pod(ALL["worker-tdx.yaml: Job worker-tdx"])["spec"]
+    mounted = {item["mountPath"]: item["name"] for item in spec["containers"][0]["volumeMounts"]}
+    volumes = {item["name"]: item for item in spec["volumes"]}
+    assert volumes[mounted[str(PROGRAMS)]]["hostPath"]["path"] == str(PROGRAMS)
+
+
+def test_the_documented_certificate_is_for_a_name_that_the_worker_finds() -> None:
+    documented = re.findall(r"certs new \S+ --host (\S+)", DOCUMENTATION.read_text())
+    networks = COMPOSE["services"]["key-server"]["networks"]
+    assert documented
+    assert set(documented) <= {*networks["workers"]["aliases"], "key-server"}
+
+
+def test_the_documented_password_is_the_same_in_a_file_and_in_a_variable() -> None:
+    """PostgreSQL strips a line end of its file; a variable from the same secret keeps it."""
+    pattern = r"^(head -c .*) > secrets/postgresql.password$"
+    (line,) = re.findall(pattern, DOCUMENTATION.read_text(), re.MULTILINE)
+    password = subprocess.run(["sh", "-c", line], capture_output=True, check=True).stdout
+    assert len(password) == 32
+    assert password == password.strip()

@@ -223,6 +223,99 @@ def test_build_signs_for_gramine_where_there_is_sgx(
     )
 
 
+@pytest.mark.parametrize("version", ["1.6", "1.7", "1.8"])
+def test_each_version_gets_the_manifest_that_it_reads(
+    version: str,
+    with_sgx: None,
+    app: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Before 1.8 the library OS is a URI, and trusted like any other file."""
+    directory = install(tmp_path / version, version=version)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    monkeypatch.setenv("STANDIN_RELEASES", KEY.hex())
+    assert run(BUILD) == 0
+    assert run(["run", "app"]) == 0
+    assert "secret content" in capfd.readouterr().out
+    assert run(["run", "--platform", "gramine-direct", "--insecure-key", "default=key", "app"]) == 0
+    assert "secret content" in capfd.readouterr().out
+
+
+def test_templates_find_the_installed_gramine(programs: Path, app: Path, tmp_path: Path) -> None:
+    """As Gramine's own examples have it: its library OS among the trusted files."""
+    libos = tmp_path / "gramine/lib/x86_64-linux-gnu/gramine/libsysdb.so"
+    template = Path("app.manifest.template")
+    trusted = 'sgx.trusted_files = ["file:{{ gramine.libos }}", '
+    template.write_text(template.read_text().replace("sgx.trusted_files = [", trusted))
+    assert run([*BUILD, "--platform", "gramine"]) == 0
+    document = tomli.loads(Path("app.gramine.manifest.sgx").read_text())
+    assert document["loader"]["entrypoint"]["uri"] == f"file:{libos}"
+    assert f"file:{libos}" not in [item["uri"] for item in document["sgx"]["trusted_files"]]
+
+
+def test_a_debug_enclave_is_not_called_protected(
+    programs: Path,
+    with_sgx: None,
+    app: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("STANDIN_RELEASES", KEY.hex())
+    template = Path("app.manifest.template")
+    template.write_text(template.read_text() + "\nsgx.debug = true\n")
+    assert run(BUILD) == 0
+    capfd.readouterr()
+    assert run(["run", "app"]) == 0
+    said = capfd.readouterr().err
+    assert "NOT PROTECTED: sgx.debug = true" in said
+    assert "is encrypted against" not in said
+    assert run(["run", "--require-hardware", "app"]) == 1
+    assert "no hardware would protect this enclave" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--require-hardware"],
+        ["--platform", "tdx"],
+        ["--libpal", "key"],
+        ["--insecure-key", "default=key"],
+    ],
+    ids=" ".join,
+)
+def test_direct_mode_takes_no_options_of_enclaves(
+    options: list[str], app: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["build", "--mode", "direct", "app.manifest.template"]) == 0
+    assert run(["run", "--mode", "direct", *options, "app"]) == 2
+    assert f"{options[0]}: belongs to an enclave" in capsys.readouterr().err
+
+
+def test_an_old_gramine_does_not_stop_our_own_build(
+    with_sgx: None, app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    directory = install(tmp_path / "old", version="1.5")
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    assert run([*BUILD, "--policy", "p.toml"]) == 0
+    said = capsys.readouterr()
+    assert "note: not built for Gramine: Gramine 1.5 is installed" in said.err
+    assert "MRENCLAVE" in said.out
+    assert Path("p.toml").exists()
+    assert run([*BUILD, "--platform", "gramine"]) == 1
+
+
+def test_keys_do_not_reach_a_disk(
+    programs: Path, app: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(BUILD) == 0
+    monkeypatch.setattr(running, "_MEMORY", Path("/nowhere"))
+    assert run(["run", "--platform", "gramine-direct", "--insecure-key", "default=key", "app"]) == 1
+    assert "must not reach a disk" in capsys.readouterr().err
+
+
 def test_one_policy_accepts_the_program_on_each_platform(programs: Path, app: Path) -> None:
     assert run([*BUILD, "--platform", "gramine", "--policy", "p.toml"]) == 0
     signed = [Path(name).read_bytes() for name in ("app.sig", "app.gramine.sig")]
@@ -438,6 +531,19 @@ def translated(*pieces: bytes) -> bytes:
             "quoting service aesmd does not answer",
         ),
         (
+            "error: Cannot open device /dev/sgx_enclave. This may happen because the current user"
+            " has insufficient permissions",
+            "/dev/sgx_enclave does not open",
+        ),
+        (
+            "error: Cannot connect to aesm_service (tried sgx_aesm_socket_base and "
+            "/var/run/aesmd/aesm.socket UNIX sockets).",
+            "quoting service aesmd does not answer",
+        ),
+        ("error: AESM service returned error 44; this may indicate that", "error 44"),
+        ("error: Initializing enclave failed: -22", "the processor does not start this enclave"),
+        ("error: No 'loader.entrypoint' is specified in the manifest", "not the one for which"),
+        (
             "[P1:T1:] (libos_init.c:1:f) error: libos_init() failed in init_exec_handle: "
             "Permission denied (EACCES)",
             "not trusted, or not executable",
@@ -457,6 +563,24 @@ def test_everything_else_passes_through_as_it_is() -> None:
     out: list[bytes] = []
     messages.Translator(out.append).feed(whole)
     assert b"".join(out) == whole, "a prompt is shown before its line ends"
+
+
+def test_what_looks_like_gramines_after_the_program_spoke_is_the_programs() -> None:
+    started = b"[P1:T1:x] warning: Disallowing access to file 'f'; file is not allowed.\n"
+    own = b"reading config\nerror: Cannot parse 'config.yaml': bad line\nerror: PAL failed\n" * 2
+    assert translated(own) == own
+    assert translated(own, started).startswith(own + b"cloister: denied: file f")
+    translator = messages.Translator(lambda _: None)
+    translator.feed(own)
+    assert not translator.failed_to_start
+
+
+def test_the_list_of_insecure_options_is_no_word_of_the_program() -> None:
+    banner = (
+        b"-----\nGramine detected the following insecure configurations:\n\n  - sgx.debug = true\n"
+    )
+    told = translated(banner, b"error: PAL failed at parsing the manifest: INVAL\n")
+    assert told.startswith(banner + b"cloister: Gramine does not read the manifest")
 
 
 def test_a_line_may_come_in_pieces() -> None:

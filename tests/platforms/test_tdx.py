@@ -366,3 +366,23 @@ def test_tdx_can_be_named() -> None:
     platform = choose_platform("tdx")
     assert (platform.name, platform.simulated) == ("tdx", False)
     assert "SIMULATED" not in platform.description
+
+
+@pytest.mark.parametrize(
+    ("register", "expected"), [(None, "simulated"), ("device", "tdx"), ("file", "tdx")]
+)
+def test_reports_of_another_kind_of_machine_are_no_tdx(
+    register: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AMD's and Arm's confidential machines have the kernel's reports as well."""
+    monkeypatch.delenv("CLOISTER_PLATFORM", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(Reports, "present", True)
+    for name in ("device", "file"):
+        place = tmp_path / name
+        monkeypatch.setattr(f"cloister.platforms.tdx.register.{name.upper()}", place)
+        if name == register:
+            place.touch()
+    assert choose_name() == expected
+    with pytest.raises(PlatformError) if expected == "simulated" else contextlib.nullcontext():
+        choose_name(require_hardware=True)

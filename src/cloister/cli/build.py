@@ -104,7 +104,7 @@ def build(
             written = str(render_only(rendering))
             click.echo(json.dumps({"files": [written]}) if as_json else f"wrote       {written}")
             return
-        from cloister.errors import InputError
+        from cloister.errors import InputError, PlatformError
         from cloister.manifest.build import app_of
         from cloister.platforms.gramine.presence import forget, sgx_is_here
 
@@ -121,7 +121,7 @@ def build(
                 gramine = build_for_gramine(
                     rendering, signing_key=signing_key, date=date, settings=settings
                 )
-            except InputError as error:  # it is a program that Gramine cannot run
+            except (InputError, PlatformError) as error:  # it cannot run it, or lacks a part
                 if platform is not None:
                     raise
                 click.echo(f"note: not built for Gramine: {error.message}", err=True)

@@ -89,6 +89,14 @@ def run(
     """
     debug = bool(ctx.find_root().params.get("debug"))
     if mode == "direct":
+        _refuse_in_direct_mode(
+            {
+                "--require-hardware": require_hardware,
+                "--platform": platform_name,
+                "--libpal": libpal,
+                "--insecure-key": insecure_keys,
+            }
+        )
         return run_direct(
             app, arguments, debug=debug, shell=shell, log_level=log_level, record=record
         )
@@ -208,7 +216,15 @@ def run_enclave(
                 f"--record: with --platform {chosen} Gramine serves the files and tells nobody",
                 hint="leave --record out",
             )
-        return _run_under_gramine(chosen, app, arguments, journal, insecure_keys, log_level)
+        return _run_under_gramine(
+            chosen,
+            app,
+            arguments,
+            journal,
+            insecure_keys,
+            log_level,
+            require_hardware=require_hardware,
+        )
     platform = choose_platform(chosen)
     signed = enclave_program(app, arguments, os.environ, platform, debug=debug)
     signed.program.log_level = log_level
@@ -229,6 +245,17 @@ def run_enclave(
 
     with recorded(journal, record, lambda: of_enclave(app, signed.signed, platform, begun)):
         return launch(signed.program, start, journal)
+
+
+def _refuse_in_direct_mode(options: Mapping[str, object]) -> None:
+    from cloister.errors import InputError
+
+    for name, value in options.items():
+        if value:
+            raise InputError(
+                f"{name}: belongs to an enclave; direct mode has none, and protects nothing",
+                hint=f"leave out --mode direct, or {name}",
+            )
 
 
 def _require_direct(platform: str, insecure_keys: Sequence[str]) -> None:
@@ -260,13 +287,15 @@ def _run_under_gramine(
     journal: Journal,
     insecure_keys: Sequence[str],
     log_level: str | None,
+    *,
+    require_hardware: bool,
 ) -> int:
     from cloister.encrypted.keys import read_wrap_key
     from cloister.errors import InputError
     from cloister.platforms.gramine import run as gramine
 
     if platform == "gramine":
-        return gramine.run_sgx(app, arguments, journal.note)
+        return gramine.run_sgx(app, arguments, journal.note, require_protection=require_hardware)
     keys = {}
     for text in insecure_keys:
         name, equals, file = text.partition("=")

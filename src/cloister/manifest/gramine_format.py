@@ -33,7 +33,12 @@ _ALWAYS = (
 
 
 def gramine_document(
-    text: ManifestText, entries: Mapping[str, TrustedEntry], lines: Mapping[str, int], base: Path
+    text: ManifestText,
+    entries: Mapping[str, TrustedEntry],
+    lines: Mapping[str, int],
+    base: Path,
+    *,
+    entrypoint_is_uri: bool = False,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the final manifest as a document, and notes for its builder.
 
@@ -42,6 +47,7 @@ def gramine_document(
         entries: digests of the trusted files, by normalised URI path.
         lines: number of the list item that names each of them, from 0.
         base: directory of the manifest.
+        entrypoint_is_uri: write the library OS without a digest, as Gramine before 1.8 reads it.
 
     Raises:
         ManifestError: a trusted file's name is not UTF-8, which TOML cannot say.
@@ -49,7 +55,8 @@ def gramine_document(
     converted = to_gramine(text, lambda path: (base / path).is_dir())
     document, notes = converted.document, list(converted.notes)
     loader = document.setdefault("loader", {})
-    loader["entrypoint"] = _library_os(text.manifest, notes)
+    library = _library_os(text.manifest, notes)
+    loader["entrypoint"] = library["uri"] if entrypoint_is_uri else library
     listed = text.manifest.sgx.trusted_files
     document["sgx"] = _enclave(document.get("sgx", {}), text.manifest) | {
         "trusted_files": [

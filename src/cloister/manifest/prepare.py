@@ -43,6 +43,7 @@ class Settings:
         libpal: the runtime image: an ELF file.
         now: the time, for the cache of hashes.
         format: dialect of the signed manifest.
+        entrypoint_is_uri: for Gramine before 1.8: ``loader.entrypoint`` has no digest of its own.
         whole: hash whole files besides their chunks even where the format does not need it.
         use_cache: whether hashes of unchanged files may come from the cache.
         show: shows how far the hashing is.
@@ -51,6 +52,7 @@ class Settings:
     libpal: bytes
     now: datetime.datetime
     format: Format = Format.CLOISTER
+    entrypoint_is_uri: bool = False
     whole: bool = False
     use_cache: bool = True
     show: ShowProgress = unseen
@@ -137,7 +139,13 @@ def prepare(text: ManifestText, base: Path, settings: Settings, tree: FileTree) 
     if settings.format is Format.GRAMINE:
         from cloister.manifest.gramine_format import gramine_document
 
-        document, notes = gramine_document(text, trusted.entries(), trusted.lines(), base)
+        document, notes = gramine_document(
+            text,
+            trusted.entries(),
+            trusted.lines(),
+            base,
+            entrypoint_is_uri=settings.entrypoint_is_uri,
+        )
     else:
         index = trusted.index()
         document = _with_index(text.document, index)
@@ -157,7 +165,13 @@ def with_hashes(
     from cloister.manifest.gramine_format import gramine_document
 
     trusted = _Trusted(text, base, dataclasses.replace(settings, format=Format.GRAMINE), tree)
-    document, notes = gramine_document(text, trusted.entries(), trusted.lines(), base)
+    document, notes = gramine_document(
+        text,
+        trusted.entries(),
+        trusted.lines(),
+        base,
+        entrypoint_is_uri=settings.entrypoint_is_uri,
+    )
     return tomli_w.dumps(document).encode(), notes
 
 

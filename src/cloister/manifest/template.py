@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shutil
 import sys
 import sysconfig
 import traceback
@@ -25,6 +26,8 @@ _GRAMINE_DIRECTORIES = (
     "/usr/lib64/gramine",
     "/usr/local/lib/x86_64-linux-gnu/gramine",
 )
+
+_BELOW_PREFIX = ("lib/x86_64-linux-gnu/gramine", "lib64/gramine", "lib/gramine")
 
 
 class Template:
@@ -215,9 +218,12 @@ class Installation:
 
     @property
     def pkglibdir(self) -> str:
-        """Gramine's directory of libraries, where packages of distributions put it."""
-        installed = [path for path in _GRAMINE_DIRECTORIES if Path(path).is_dir()]
-        return (installed or list(_GRAMINE_DIRECTORIES))[0]
+        """Gramine's directory of libraries: beside its programs, or where packages put it."""
+        program = shutil.which("gramine-direct") or shutil.which("gramine-sgx-sign")
+        prefix = [] if program is None else [Path(program).resolve().parent.parent]
+        beside = [str(each / below) for each in prefix for below in _BELOW_PREFIX]
+        places = [*beside, *_GRAMINE_DIRECTORIES]
+        return next((path for path in places if Path(path).is_dir()), _GRAMINE_DIRECTORIES[0])
 
     @property
     def libos(self) -> str:

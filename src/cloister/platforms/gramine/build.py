@@ -81,11 +81,17 @@ def build_for_gramine(
     installation = Installation.here()
     title = installation.title
     base = rendering.path.parent
-    converted = for_sgx(manifest_of(rendering), installation.runtime(), host_of(base))
+    runtime = installation.runtime()
+    converted = for_sgx(manifest_of(rendering), runtime, host_of(base))
     prepared = prepare(
         translated(converted),
         base,
-        dataclasses.replace(settings, libpal=installation.libpal(), format=Format.GRAMINE),
+        dataclasses.replace(
+            settings,
+            libpal=installation.libpal(),
+            format=Format.GRAMINE,
+            entrypoint_is_uri=not runtime.entrypoint_has_hash,
+        ),
         rendering.tree,
     )
     prepared = dataclasses.replace(prepared, notes=(*converted.notes, *prepared.notes))

@@ -142,7 +142,7 @@ TABLE = (
         r"Gramine is starting\. Parsing TOML manifest file, this may take some time\.\.\.", None
     ),
     Message(
-        r"(?:Cannot open|Could not open|Failed to open)(?: device)? (/dev/sgx\S*?)[.,:]? ?.*",
+        r"(?:Cannot open|Could not open|Failed to open)(?: device)? (/dev/sgx[\w/]*).*",
         "{0} does not open: no enclave starts",
         _DRIVER,
         fatal=True,
@@ -154,9 +154,28 @@ TABLE = (
         fatal=True,
     ),
     Message(
-        r"Cannot connect to AESM service.*",
+        r"(?i:cannot connect to aesm[_ ]service).*",
         "the quoting service aesmd does not answer: without it there is no attestation",
         _AESMD,
+    ),
+    Message(r"Please check its status! .*", None),
+    Message(
+        r"AESM service returned error (\d+).*",
+        "the quoting service aesmd answers with error {0}: without it there is no attestation",
+        "its log says more: sudo journalctl -u aesmd; is the PCCS reachable that it asks?",
+    ),
+    Message(
+        r"Initializing enclave failed.*",
+        "the processor does not start this enclave",
+        "signed for another Gramine, or changed since? cloister build --platform gramine; "
+        + _DRIVER,
+        fatal=True,
+    ),
+    Message(
+        r"No 'loader\.entrypoint.*' is specified in the manifest",
+        "this Gramine is not the one for which the enclave was built",
+        "build again on this machine: cloister build --platform gramine APP.manifest.template",
+        fatal=True,
     ),
     Message(r"PAL failed (.*)", "Gramine did not start: {0}", _DRIVER, fatal=True),
     # --- key release --------------------------------------------------------------------------
@@ -222,10 +241,19 @@ _BARE_PREFIX = re.compile(r"\[P\d+:[^\]]*\] (.*)", re.DOTALL)
 _ROWS = [(re.compile(row.theirs), row) for row in TABLE]
 _STARTS = (
     *(b"[P", b"[::", b"(", b"error: ", b"warning: ", b"debug: ", b"trace: "),
-    *(b"Gramine is ", b"Cannot connect to AESM ", b"Secret Prov", b"secret_prov"),
+    *(
+        b"Gramine is ",
+        b"Cannot connect to ",
+        b"Please check its ",
+        b"AESM service ",
+        b"Secret Prov",
+        b"secret_prov",
+    ),
     *(b"Invalid application path ", b"The path should point ", b"found after appending "),
 )
 """How a line of Gramine's may start; anything else need not be held until its end is there."""
+_BANNER = re.compile(rb"\s*|-+|Gramine .*|  - .*")
+"""Lines of the list of insecure options that Gramine prints before it starts the program."""
 
 
 @dataclass
@@ -239,6 +267,7 @@ class Translator:
 
     write: Callable[[bytes], None]
     failed_to_start: bool = False
+    _program_spoke: bool = False
     _rest: bytes = b""
     _told: set[str] = field(default_factory=set)
 
@@ -248,6 +277,7 @@ class Translator:
         for line in lines:
             self._line(line, b"\n")
         if self._rest and not _may_be_gramines(self._rest):
+            self._program_spoke = True
             self.write(self._rest)
             self._rest = b""
 
@@ -258,12 +288,15 @@ class Translator:
             self._rest = b""
 
     def _line(self, line: bytes, end: bytes) -> None:
-        found = translate(line.decode("utf-8", "replace"))
+        # Before the program starts, Gramine's lines begin with "error: " alone, as many do.
+        gramines = line.startswith(b"[") or not self._program_spoke
+        found = translate(line.decode("utf-8", "replace")) if gramines else None
         if found is None:
+            self._program_spoke |= not (_may_be_gramines(line) or _BANNER.fullmatch(line))
             self.write(line + end)
             return
         text, hint, fatal = found
-        self.failed_to_start |= fatal
+        self.failed_to_start |= fatal and not self._program_spoke
         if text is None or text in self._told:
             return
         self._told.add(text)

@@ -37,6 +37,7 @@ def signed_files(app: Path) -> tuple[Path, Path]:
         if not path.is_file():
             raise InputError(
                 f"{path}: does not exist; {app} was not built for Gramine",
-                hint=f"cloister build --platform gramine {app.name}.manifest.template",
+                hint=f"cloister build --platform gramine {app.name}.manifest.template, which says"
+                " so if Gramine cannot run it; --platform simulated runs it without protection",
             )
     return manifest, signature

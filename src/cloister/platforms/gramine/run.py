@@ -22,11 +22,16 @@ from cloister.platforms.gramine.installation import Installation
 from cloister.platforms.gramine.messages import Translator
 from cloister.platforms.gramine.presence import APP_SUFFIX, DEVICE, signed_files
 from cloister.platforms.gramine.translation import for_direct
+from cloister.sgx.report import Attribute
 from cloister.sgx.sigstruct import Sigstruct
 from cloister.signals import forwarded_signals
 
 SGX_PROTECTS = (
     "SGX enclave: its memory is encrypted against everybody on this machine, root included"
+)
+DEBUG_PROTECTS = (
+    "NOT PROTECTED: sgx.debug = true. Anybody on this machine can read this enclave's memory; no"
+    " key server releases a key to it"
 )
 DIRECT_PROTECTS = (
     "NOT PROTECTED: gramine-direct has no enclave and no attestation. Whoever administers this"
@@ -38,12 +43,20 @@ Note = Callable[[str], None]
 Attach = Callable[[subprocess.Popen[bytes]], None]
 
 
-def run_sgx(app: Path, arguments: Sequence[str], note: Note) -> int:
+def run_sgx(
+    app: Path, arguments: Sequence[str], note: Note, *, require_protection: bool = False
+) -> int:
     """Run an application in an SGX enclave, as ``gramine-sgx`` does; return its exit code.
+
+    Args:
+        app: path without suffix.
+        arguments: for the program.
+        note: tells what protects the program.
+        require_protection: refuse a debug enclave.
 
     Raises:
         InputError: it was not built for Gramine.
-        PlatformError: no SGX, or no Gramine.
+        PlatformError: no SGX, or no Gramine; or it would be a debug enclave.
     """
     if not DEVICE.exists():
         raise PlatformError(
@@ -54,7 +67,14 @@ def run_sgx(app: Path, arguments: Sequence[str], note: Note) -> int:
     installation = Installation.here()
     _, signature = signed_files(app)
     signed = Sigstruct.unpack(signature.read_bytes())
-    note(f"enclave {signed.mr_enclave.hex()} on {installation.title}, {SGX_PROTECTS}")
+    debug = Attribute.DEBUG in Attribute(signed.flags)
+    if debug and require_protection:
+        raise PlatformError(
+            f"{signature}: sgx.debug = true, so that no hardware would protect this enclave",
+            hint="build without sgx.debug",
+        )
+    protects = DEBUG_PROTECTS if debug else SGX_PROTECTS
+    note(f"enclave {signed.mr_enclave.hex()} on {installation.title}, {protects}")
     program = installation.require("gramine-sgx")
     command = [program, beside(app, APP_SUFFIX).name, *arguments]
     with _handing_on_signals() as attach:
@@ -96,15 +116,22 @@ def run_direct(
             hint=f"cloister build {app.name}.manifest.template",
         ) from error
     note(f"{installation.title}, {DIRECT_PROTECTS}")
-    converted = for_direct(text, installation.runtime(), host_of(base), keys)
+    runtime = installation.runtime()
+    converted = for_direct(text, runtime, host_of(base), keys)
     if log_level is not None:
         converted.document["loader"]["log_level"] = log_level
-    settings = Settings(libpal=b"", now=datetime.datetime.now(datetime.timezone.utc))
+    now = datetime.datetime.now(datetime.timezone.utc)
+    settings = Settings(libpal=b"", now=now, entrypoint_is_uri=not runtime.entrypoint_has_hash)
     data, notes = with_hashes(translated(converted), base, settings, FileTree())
     for line in (*converted.notes, *notes):
         note(line)
     program = installation.require("gramine-direct")
     where = _MEMORY if os.access(_MEMORY, os.W_OK | os.X_OK) else None
+    if where is None and converted.document["fs"].get("insecure__keys"):
+        raise PlatformError(
+            f"{_MEMORY}: cannot be written, and the manifest with the keys must not reach a disk",
+            hint=f"mount a tmpfs at {_MEMORY}, or let this user write there",
+        )
     with (
         _handing_on_signals() as attach,  # first: what holds keys is removed also then
         tempfile.TemporaryDirectory(prefix="cloister-", dir=where) as directory,

@@ -42,6 +42,8 @@ class Runtime:
         libos_sha256: the digest, 64 hexadecimal digits.
         directory: its patched C library, with its provisioning library.
         stand_in: the directory that our templates call ``gramine.runtimedir()``.
+        entrypoint_has_hash: whether ``loader.entrypoint`` is a table with the digest (since Gramine
+            1.8); before, it is a URI, and the digest is among those of the trusted files.
         can_provision: whether :data:`~cloister.provision.variables.LIBRARY` is in ``directory``.
         beside_it: libraries that it needs and that are elsewhere.
     """
@@ -50,6 +52,7 @@ class Runtime:
     libos_sha256: str
     directory: str
     stand_in: str
+    entrypoint_has_hash: bool = True
     can_provision: bool = True
     beside_it: tuple[str, ...] = ()
 
@@ -137,11 +140,8 @@ def for_direct(
 def _for_runtime(text: ManifestText, runtime: Runtime, host: Host) -> Converted:
     result = to_gramine(text, host.is_directory)
     document = result.document
-    document.setdefault("loader", {})["entrypoint"] = {
-        "uri": f"{FILE}{runtime.libos}",
-        "sha256": runtime.libos_sha256,
-    }
     place = _place_library(document, text.manifest, runtime)
+    _name_libos(document, runtime)
     search_path = text.manifest.loader.env.get(SEARCH_PATH)
     if search_path is not None and search_path.passthrough:
         raise text.problem(
@@ -153,6 +153,19 @@ def _for_runtime(text: ManifestText, runtime: Runtime, host: Host) -> Converted:
     path = [place, *filter(None, wanted), *_library_directories(text.manifest)]
     _environment(document)[SEARCH_PATH] = ":".join(dict.fromkeys(path))
     return result
+
+
+def _name_libos(document: dict[str, Any], runtime: Runtime) -> None:
+    """Say which library OS to load, in the words of the installed version."""
+    uri = f"{FILE}{runtime.libos}"
+    loader, sgx = document.setdefault("loader", {}), document["sgx"]
+    others = [item for item in sgx["trusted_files"] if _uri(item) != uri]
+    if runtime.entrypoint_has_hash:
+        loader["entrypoint"] = {"uri": uri, "sha256": runtime.libos_sha256}
+        sgx["trusted_files"] = others
+    else:
+        loader["entrypoint"] = uri
+        sgx["trusted_files"] = [{"uri": uri, "sha256": runtime.libos_sha256}, *others]
 
 
 def _place_library(document: dict[str, Any], manifest: Manifest, runtime: Runtime) -> str:

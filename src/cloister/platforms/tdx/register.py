@@ -114,6 +114,11 @@ def _refused(path: Path, error: OSError) -> PlatformError:
     )
 
 
+def is_here() -> bool:
+    """Tell whether the kernel has a register of a TDX virtual machine in any of the two ways."""
+    return FILE.exists() or DEVICE.exists()
+
+
 def register_of_this_machine() -> Register:
     """Return whichever of the two the kernel offers; its file where both are there."""
     return FileRegister() if FILE.exists() else DeviceRegister()
