@@ -194,6 +194,33 @@ def test_answers_that_cannot_be_read_are_not_kept(
         assert connection.execute(sa.text("select count(*) from pccs_answers")).scalar() == 0
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        KIND.tcb_info_path,
+        KIND.qe_identity_path,
+        "/sgx/certification/v4/pckcrl?ca=processor&encoding=der",
+        "/sgx/certification/v4/rootcacrl",
+    ],
+)
+def test_what_the_vendor_did_not_sign_is_not_kept(
+    pcs: Pcs, app: MakeApp, database: sa.Engine, path: str
+) -> None:
+    """Else one bad answer would be given out until it claims to run out."""
+
+    def liar(request: httpx.Request) -> httpx.Response:
+        genuine = pcs(request)
+        content = genuine.content.replace(b"2025-", b"2048-")
+        if b"tcbInfo" not in content and b"enclaveIdentity" not in content:
+            content = bytes([*content[:-1], content[-1] ^ 1])
+        return httpx.Response(200, content=content, headers=genuine.headers)
+
+    assert app(liar).get(path).status_code == 502
+    with database.connect() as connection:
+        assert connection.execute(sa.text("select count(*) from pccs_answers")).scalar() == 0
+    assert app(pcs).get(path).status_code == 200
+
+
 def test_headers_of_others_are_not_passed_on(
     pcs: Pcs, app: MakeApp, database: sa.Engine, clock: Clock
 ) -> None:

@@ -83,27 +83,54 @@ def require_signed(collateral: Collateral, anchor: TrustAnchor, kind: PlatformKi
     """
     if tee_and_fmspc(collateral) != (kind.tee, kind.fmspc):
         raise CollateralError("the collateral is for another kind of platform")
-    for what, text, signature, chain in (
-        (
-            "TCB info",
-            collateral.tcb_info,
-            collateral.tcb_info_signature,
-            collateral.tcb_info_issuer_chain,
-        ),
-        (
-            "QE identity",
-            collateral.qe_identity,
-            collateral.qe_identity_signature,
-            collateral.qe_identity_issuer_chain,
-        ),
-    ):
-        require_tcb_signer(chain, anchor, what)
-        signer = certificates_of(chain, f"{what}'s")[0]
-        if not is_signed(signer.public_key(), signature, text.encode()):
-            raise CollateralError(f"bad signature of the {what}")
+    require_signed_text(
+        "TCB info",
+        collateral.tcb_info,
+        collateral.tcb_info_signature,
+        collateral.tcb_info_issuer_chain,
+        anchor,
+    )
+    require_signed_text(
+        "QE identity",
+        collateral.qe_identity,
+        collateral.qe_identity_signature,
+        collateral.qe_identity_issuer_chain,
+        anchor,
+    )
+    require_root_list(collateral.root_ca_crl, anchor)
+    require_crl_issuer(collateral.pck_crl_issuer_chain, collateral.pck_crl, anchor)
+
+
+def require_signed_text(
+    what: str, text: str, signature: bytes, chain: str, anchor: TrustAnchor
+) -> None:
+    """Check that TCB info or a QE identity is signed by whom a root certified for it.
+
+    Args:
+        what: what errors call it.
+        text: exactly what was signed.
+        signature: r and s, 32 big-endian bytes each.
+        chain: the issuer's certificates, PEM.
+        anchor: the root.
+
+    Raises:
+        CollateralError: it is not signed by the first certificate of the chain.
+        CertificateChainError: the root did not certify that for this.
+    """
+    require_tcb_signer(chain, anchor, what)
+    signer = certificates_of(chain, f"{what}'s")[0]
+    if not is_signed(signer.public_key(), signature, text.encode()):
+        raise CollateralError(f"bad signature of the {what}")
+
+
+def require_root_list(crl: bytes, anchor: TrustAnchor) -> None:
+    """Check that a root's revocation list (DER) is signed by the root.
+
+    Raises:
+        CollateralError: it is not.
+    """
     root = anchor.certificate.public_key()
     if not isinstance(root, ec.EllipticCurvePublicKey) or not revocation_list(
-        collateral.root_ca_crl
+        crl
     ).is_signature_valid(root):
         raise CollateralError("the root's revocation list is not by the root")
-    require_crl_issuer(collateral.pck_crl_issuer_chain, collateral.pck_crl, anchor)

@@ -18,9 +18,17 @@ from cryptography import x509
 
 from cloister.attestation.anchors import TrustAnchor
 from cloister.attestation.expiry import parse_time
-from cloister.attestation.pcs import Answer, signed_member
+from cloister.attestation.pcs import (
+    PCK_CRL_CHAIN,
+    QE_IDENTITY_CHAIN,
+    TCB_INFO_CHAIN,
+    Answer,
+    signed_member,
+)
 from cloister.attestation.service import INTEL_PCS, crl_location, fetch
-from cloister.errors import CollateralError, CollateralFetchError, CollateralNotFoundError
+from cloister.attestation.signatures import require_root_list, require_signed_text
+from cloister.attestation.supplement import require_crl_issuer
+from cloister.errors import AttestationError, CollateralFetchError, CollateralNotFoundError
 
 REFRESH_BEFORE = datetime.timedelta(days=7)
 CERTIFICATE_LIFETIME = datetime.timedelta(days=1)
@@ -101,8 +109,11 @@ class CachingBackend:
     def _fetch(self, path: str, url: str) -> Answer:
         answer = self._ask(path, url)
         try:
+            self._require_signed(path, answer)
             expires = self._expires(path, answer).timestamp()
-        except (CollateralError, ValueError, KeyError, TypeError, OverflowError) as error:
+        except AttestationError as error:
+            raise CollateralFetchError(f"{url}: {error.message}") from error
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise CollateralFetchError(f"{url}: an answer that cannot be read") from error
         values = {
             "body": answer.body,
@@ -129,6 +140,24 @@ class CachingBackend:
             if name.startswith(("sgx-", "tcb-info-", "cloister-"))
         }
         return Answer(answer.body, kept)
+
+    def _require_signed(self, path: str, answer: Answer) -> None:
+        """Check what the root vouches for: a bad answer would be kept until it claims to run out.
+
+        A PCK certificate is the platform's own business, and kept for a day.
+        """
+        if path.endswith("/tcb"):
+            chain = answer.chain(TCB_INFO_CHAIN)
+            signed = signed_member(answer.body, "tcbInfo")
+            require_signed_text("TCB info", *signed, chain, self._anchor)
+        elif path.endswith("/identity"):
+            chain = answer.chain(QE_IDENTITY_CHAIN)
+            signed = signed_member(answer.body, "enclaveIdentity")
+            require_signed_text("QE identity", *signed, chain, self._anchor)
+        elif path.endswith("/pckcrl"):
+            require_crl_issuer(answer.chain(PCK_CRL_CHAIN), answer.body, self._anchor)
+        elif path.endswith("/rootcacrl"):
+            require_root_list(answer.body, self._anchor)
 
     def _expires(self, path: str, answer: Answer) -> datetime.datetime:
         if path.endswith("/tcb"):
