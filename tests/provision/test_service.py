@@ -25,8 +25,9 @@ from cloister.provision.audit import AuditLog
 from cloister.provision.database import open_database
 from cloister.provision.decision import ClientJudge
 from cloister.provision.protocol import REQUEST
-from cloister.provision.service import Service, Settings, StoreWatcher
+from cloister.provision.service import Service, Settings
 from cloister.provision.store_key import load_store_key
+from cloister.provision.store_watcher import StoreWatcher
 from cloister.ratls.certificate import create_identity
 from key_server import KEY, Server, Setting, received
 

@@ -16,9 +16,9 @@ from cloister.attestation.trust import Authenticator, Trust
 from cloister.errors import CloisterError, InputError, PolicyError, StoreError, StoreKeyError
 from cloister.provision.database import open_database
 from cloister.provision.decision import ClientJudge
-from cloister.provision.service import StoreWatcher
 from cloister.provision.store import SecretStore
 from cloister.provision.store_key import LocalStoreKey
+from cloister.provision.store_watcher import StoreWatcher
 from cloister.provision.tables import SECRETS, SECRETS_INDEX
 
 KEY = LocalStoreKey(bytes(range(32)))

@@ -204,8 +204,8 @@ class Parts:
         from cloister.attestation.trust import Authenticator
         from cloister.provision.database import open_database
         from cloister.provision.decision import ClientJudge
-        from cloister.provision.service import KEEP_SECONDS, StoreWatcher
         from cloister.provision.store import SecretStore
+        from cloister.provision.store_watcher import KEEP_SECONDS, StoreWatcher
 
         assert self._store_key is not None  # noqa: S101  (checked with the options)
         engine = open_database(database)

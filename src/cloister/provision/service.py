@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -18,16 +18,16 @@ import sqlalchemy as sa
 
 from cloister.attestation.expiry import expires
 from cloister.attestation.trust import Authenticator, Trust
-from cloister.errors import AuditError, CloisterError, CollateralError, StoreError, StoreKeyError
+from cloister.errors import AuditError, CloisterError, CollateralError, StoreError
 from cloister.listen import bound_address, open_listeners
 from cloister.provision.audit import AuditLog, AuditRecord, AuditWriter
 from cloister.provision.database import reading
-from cloister.provision.decision import ClientJudge, Decision, Outcome, Secret
+from cloister.provision.decision import ClientJudge, Decision, Outcome
 from cloister.provision.limits import Limits
 from cloister.provision.metrics import Metrics, admin_app
 from cloister.provision.server import KeyServer
-from cloister.provision.store import SecretStore
 from cloister.provision.store_key import StoreKey
+from cloister.provision.store_watcher import StoreWatcher
 
 RELOAD_SECONDS = 1.0
 REFRESH_SECONDS = 3600.0
@@ -35,8 +35,6 @@ ADMIN_CONNECTIONS = 64
 """To metrics and health, at once; the key server's clients need their descriptors."""
 STALE_SECONDS = 15.0
 """A server that has not looked at its store for so long is not healthy."""
-KEEP_SECONDS = 30.0
-"""How much longer than a client may take secrets are kept that were replaced, before the wiping."""
 
 
 class Recorder:
@@ -99,99 +97,6 @@ class Recorder:
             return failure
         self._problems.pop("log", None)
         return None
-
-
-@dataclasses.dataclass
-class StoreWatcher:
-    """Lets a judge release what is in the store now, and notices changes.
-
-    A store that was changed by somebody without its key, or is older than what was seen before,
-    releases nothing. A database that is away leaves the judge as it was.
-
-    Attributes:
-        store: the secrets.
-        key: opens them.
-        judge: gets them.
-        on_failure: told of a change that cannot be read.
-        keep_seconds: how long secrets that were replaced are still needed by clients that were
-            judged before; then they are wiped.
-    """
-
-    store: SecretStore
-    key: StoreKey
-    judge: ClientJudge
-    on_failure: Callable[[CloisterError], None]
-    keep_seconds: float
-
-    def __post_init__(self) -> None:
-        self._number: int | None = None
-        self._highest = 0
-        self._failures: list[CloisterError] = []
-        self._is_away = False
-        self._retired: list[tuple[float, tuple[Secret, ...]]] = []
-        self.problem: str | None = None
-
-    def poll(self) -> None:
-        """Look once; reload if the store has changed. A failure is told once, not raised."""
-        self._wipe_retired(time.monotonic() - self.keep_seconds)
-        try:
-            if self.store.number() != self._number:
-                self.reload()
-            elif self._is_away:
-                self._tell(self._failures)
-            self._is_away = False
-        except CloisterError as error:
-            if isinstance(error, StoreKeyError):
-                self._number = None
-                if self.judge.secrets:
-                    self._release(())
-            self._is_away = True
-            self._tell([error])
-
-    def reload(self) -> None:
-        """Let the judge release what is in the store now.
-
-        Raises:
-            StoreKeyError: the store belongs to another key, was changed without it, or is older
-                than it was before.
-            StoreError: the database cannot be read.
-        """
-        loaded = self.store.load(self.key)
-        if loaded.number < self._highest:
-            raise StoreKeyError(
-                f"store: its secrets are those of change {loaded.number}, this server has seen"
-                f" {self._highest}",
-                hint="somebody put an older copy in its place: find out; if it was you, restart",
-            )
-        self._release(loaded.secrets)
-        self._number = self._highest = loaded.number
-        self._failures = loaded.failures
-        self._tell(loaded.failures)
-
-    def _release(self, secrets: Sequence[Secret]) -> None:
-        self._retired.append((time.monotonic(), self.judge.secrets))
-        self.judge.replace(secrets)
-
-    def _tell(self, failures: Sequence[CloisterError]) -> None:
-        """Tell of failures once, as long as they are the same."""
-        problem = "; ".join(failure.message for failure in failures) or None
-        if problem is not None and problem != self.problem:
-            for failure in failures:
-                self.on_failure(failure)
-        self.problem = problem
-
-    def close(self) -> None:
-        """Wipe every secret."""
-        self._release(())
-        self._retired = [(0.0, secrets) for _, secrets in self._retired]
-        self._wipe_retired(time.monotonic())
-
-    def _wipe_retired(self, before: float) -> None:
-        due = [item for item in self._retired if item[0] <= before]
-        self._retired = [item for item in self._retired if item[0] > before]
-        for _, secrets in due:
-            for secret in secrets:
-                secret.wipe()
 
 
 def health_of(
