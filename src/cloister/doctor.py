@@ -80,6 +80,10 @@ class Machine:
         name = platform.uname()
         return cls(Path("/"), name.release, name.system, name.machine, os.geteuid() == 0)
 
+    def path(self, path: Path) -> Path:
+        """Return where an absolute path is there."""
+        return self.root / path.relative_to("/")
+
     def text(self, path: str) -> str | None:
         """Return the text of a small file, None if it cannot be read."""
         try:
@@ -288,13 +292,11 @@ def _sgx(machine: Machine) -> Finding:
 
 
 def _tdx(machine: Machine) -> Finding:
-    registers = (
-        "dev/tdx_guest",
-        "sys/devices/virtual/misc/tdx_guest/measurements/rtmr3:sha384",
-    )
-    if not any((machine.root / name).exists() for name in registers):
+    from cloister.platforms.tdx.presence import GUEST_DEVICE, REGISTER_FILE, REPORTS
+
+    if not any(machine.path(name).exists() for name in (GUEST_DEVICE, REGISTER_FILE)):
         return Finding("TDX", State.MISSING, "this is no TDX virtual machine", needed=False)
-    if not (machine.root / "sys/kernel/config/tsm/report").is_dir():
+    if not machine.path(REPORTS).is_dir():
         return Finding(
             "TDX", State.MISSING,
             "this is a TDX virtual machine, but its kernel offers no reports in configfs",

@@ -377,10 +377,11 @@ def test_reports_of_another_kind_of_machine_are_no_tdx(
     """AMD's and Arm's confidential machines have the kernel's reports as well."""
     monkeypatch.delenv("CLOISTER_PLATFORM", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(Reports, "present", True)
-    for name in ("device", "file"):
+    presence = "cloister.platforms.tdx.presence"
+    monkeypatch.setattr(f"{presence}.REPORTS", tmp_path)
+    for name, constant in (("device", "GUEST_DEVICE"), ("file", "REGISTER_FILE")):
         place = tmp_path / name
-        monkeypatch.setattr(f"cloister.platforms.tdx.register.{name.upper()}", place)
+        monkeypatch.setattr(f"{presence}.{constant}", place)
         if name == register:
             place.touch()
     assert choose_name() == expected

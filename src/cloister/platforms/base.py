@@ -220,18 +220,11 @@ def protection_of(name: str) -> str:
 
 def _best() -> str:
     from cloister.platforms.gramine.presence import sgx_is_here
+    from cloister.platforms.tdx.presence import tdx_is_here
 
     if sgx_is_here():
         return "gramine"
-    return "tdx" if _tdx_is_here() else "simulated"
-
-
-def _tdx_is_here() -> bool:
-    """Tell whether this is a TDX virtual machine; others have the kernel's reports as well."""
-    from cloister.platforms.tdx.register import is_here
-    from cloister.platforms.tdx.reports import Reports
-
-    return is_here() and Reports().present
+    return "tdx" if tdx_is_here() else "simulated"
 
 
 def choose_platform(name: str | None = None) -> Platform:
@@ -253,7 +246,9 @@ def choose_platform(name: str | None = None) -> Platform:
 
 
 def _platform(name: str | None) -> Platform:
-    if name == "tdx" or (name is None and _tdx_is_here()):
+    from cloister.platforms.tdx.presence import tdx_is_here
+
+    if name == "tdx" or (name is None and tdx_is_here()):
         from cloister.platforms.tdx.platform import TdxPlatform
 
         return TdxPlatform.of_this_machine()

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Protocol
 
 from cloister.errors import PlatformError
+from cloister.platforms.tdx.presence import GUEST_DEVICE, REGISTER_FILE
 from cloister.tdx.event_log import REGISTER_SIZE
 
 NUMBER = 3
-FILE = Path("/sys/devices/virtual/misc/tdx_guest/measurements/rtmr3:sha384")
-DEVICE = Path("/dev/tdx_guest")
 
 GET_REPORT0 = 0xC4405401
 """_IOWR('T', 1, report data of 64 bytes and TDREPORT of 1024)."""
@@ -56,7 +55,7 @@ class Register(Protocol):
 class FileRegister:
     """The register as a file in sysfs."""
 
-    def __init__(self, path: Path = FILE) -> None:
+    def __init__(self, path: Path = REGISTER_FILE) -> None:
         self._path = path
 
     def read(self) -> bytes:
@@ -83,7 +82,7 @@ class FileRegister:
 class DeviceRegister:
     """The register through the guest device's commands."""
 
-    def __init__(self, path: Path = DEVICE) -> None:
+    def __init__(self, path: Path = GUEST_DEVICE) -> None:
         self._path = path
 
     def read(self) -> bytes:
@@ -114,11 +113,6 @@ def _refused(path: Path, error: OSError) -> PlatformError:
     )
 
 
-def is_here() -> bool:
-    """Tell whether the kernel has a register of a TDX virtual machine in any of the two ways."""
-    return FILE.exists() or DEVICE.exists()
-
-
 def register_of_this_machine() -> Register:
     """Return whichever of the two the kernel offers; its file where both are there."""
-    return FileRegister() if FILE.exists() else DeviceRegister()
+    return FileRegister() if REGISTER_FILE.exists() else DeviceRegister()

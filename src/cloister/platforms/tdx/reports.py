@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cloister.errors import PlatformError
+from cloister.platforms.tdx.presence import REPORTS
 
-DIRECTORY = Path("/sys/kernel/config/tsm/report")
 PROVIDER = "tdx_guest"
 _MAX_BLOB = 32768  # bytes, the kernel's own limit
 _MAX_TEXT = 4096
@@ -29,13 +29,8 @@ class Reports:
         directory: where configfs offers them.
     """
 
-    def __init__(self, directory: Path = DIRECTORY) -> None:
+    def __init__(self, directory: Path = REPORTS) -> None:
         self._directory = directory
-
-    @property
-    def present(self) -> bool:
-        """Whether the kernel offers reports at all."""
-        return self._directory.is_dir()
 
     def quote(self, report_data: bytes) -> bytes:
         """Return a quote with these 64 bytes, as the kernel gave it.
