@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from cloister.errors import InputError, UnsupportedByPlatformError
 from cloister.manifest.signed import SignedEnclave, load_signed
 from cloister.platforms.base import Enclave, Platform, SealingPolicy
+from cloister.provision.variables import CONSTRUCTOR
 from cloister.runtime.launch import Program
 
 
@@ -41,7 +43,7 @@ class SignedProgram:
             enclave_size=sgx.enclave_size,
             max_threads=sgx.max_threads,
             edmm=sgx.edmm_enable,
-            meanwhile=lambda: signed.trusted,
+            meanwhile=self._get_ready,
         )
         try:
             key = enclave.sealing_key(SealingPolicy.MRENCLAVE)
@@ -53,6 +55,13 @@ class SignedProgram:
         if key is not None and not signed.recalled:
             signed.known.keep(key, signed.manifest)
         return enclave
+
+    def _get_ready(self) -> None:
+        """Do what has to be done anyway while the measurement runs on another processor."""
+        _ = self.signed.trusted
+        variables = self.program.manifest.loader.env
+        if self.program.manifest.cloister.keys or CONSTRUCTOR in variables:
+            importlib.import_module("cloister.provision.client")
 
 
 def enclave_program(
