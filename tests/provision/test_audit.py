@@ -11,15 +11,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
 
 from cloister.errors import AuditError, StoreError
-from cloister.provision.audit import GENESIS, AuditLog, AuditWriter
+from cloister.provision.audit import GENESIS, AuditLog, AuditRecord, AuditWriter
 from cloister.provision.database import open_database
 from cloister.provision.decision import Decision, Outcome
 from cloister.provision.store_key import LocalStoreKey
@@ -236,6 +238,57 @@ def test_many_threads_and_two_writers_share_one_chain(database_url: str) -> None
     log = AuditLog(engines[0], KEY)
     assert log.verify().records == 200
     assert len({record.decision["peer"] for record in log.records()}) == 200
+
+
+class SlowLog:
+    """Keeps the batches that it gets; each is held up until it may go on."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.begun = threading.Semaphore(0)
+        self.go_on = threading.Semaphore(0)
+
+    def append(self, decisions: Sequence[Decision]) -> list[AuditRecord]:
+        self.batches.append([decision.peer for decision in decisions])
+        self.begun.release()
+        assert self.go_on.acquire(timeout=20)
+        return [AuditRecord(1, decision.peer, "", None) for decision in decisions]
+
+
+def test_whoever_comes_meanwhile_is_in_the_next_transaction() -> None:
+    log = SlowLog()
+    writer = AuditWriter(cast("AuditLog", log))
+    with ThreadPoolExecutor(8) as threads:
+        first = threads.submit(writer.record, decision(0))
+        assert log.begun.acquire(timeout=10)
+        others = [threads.submit(writer.record, decision(number)) for number in range(1, 6)]
+        while len(writer._waiting) < 5:
+            time.sleep(0.01)
+        log.go_on.release()
+        assert first.result(10).record == decision(0).peer
+        assert log.begun.acquire(timeout=10)
+        log.go_on.release()
+        records = [each.result(10).record for each in others]
+    assert records == [decision(number).peer for number in range(1, 6)]
+    assert [len(batch) for batch in log.batches] == [1, 5]
+
+
+def test_what_waits_too_long_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would be in the log as released later, although nothing was."""
+    log = SlowLog()
+    writer = AuditWriter(cast("AuditLog", log))
+    monkeypatch.setattr("cloister.provision.audit._WAIT_SECONDS", 0.1)
+    with ThreadPoolExecutor(4) as threads:
+        first = threads.submit(writer.record, decision(0))
+        assert log.begun.acquire(timeout=10)
+        for number in (1, 2):
+            with pytest.raises(AuditError, match="not written within"):
+                writer.record(decision(number))
+        log.go_on.release()
+        first.result(10)
+    log.go_on.release()
+    assert writer.record(decision(3)).record == decision(3).peer
+    assert [len(batch) for batch in log.batches] == [1, 1]
 
 
 def test_a_decision_that_cannot_be_recorded_is_an_error(engine: sa.Engine) -> None:

@@ -133,7 +133,7 @@ def test_a_store_that_somebody_else_changed_releases_nothing(
     server = serve_store(*sqlite_store.options, "--admin", "localhost:0")
     with open_database(sqlite_store.url).begin() as connection:
         connection.exec_driver_sql("UPDATE secrets SET policy = 'version = 1'")
-        connection.exec_driver_sql("UPDATE secrets_index SET number = number + 1")
+        connection.exec_driver_sql("UPDATE secrets_changes SET number = number + 1")
     assert server.process.stdout is not None
     assert "changed" in json.loads(server.process.stdout.readline())["reason"]
     assert "error" in setting.fetch(server.port)

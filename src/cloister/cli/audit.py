@@ -89,6 +89,7 @@ def _log(database: str, store_key: str | None) -> AuditLog:
     from cloister.provision.audit import AuditLog
     from cloister.provision.database import open_database
     from cloister.provision.store_key import load_store_key
+    from cloister.provision.tables import AUDIT
 
     key = load_store_key(store_key) if store_key else None
-    return AuditLog(open_database(database, existing=True), key)
+    return AuditLog(open_database(database, existing=AUDIT), key)

@@ -148,5 +148,6 @@ def remove(name: str, store: str, store_key: str, as_json: bool) -> None:
 def _open(database: str, *, existing: bool = True) -> SecretStore:
     from cloister.provision.database import open_database
     from cloister.provision.store import SecretStore
+    from cloister.provision.tables import SECRETS
 
-    return SecretStore(open_database(database, existing=existing))
+    return SecretStore(open_database(database, existing=SECRETS if existing else None))

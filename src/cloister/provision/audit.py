@@ -215,16 +215,27 @@ class _Pending:
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
         self.done = False
+        self.leads = False
         self.record: AuditRecord | None = None
         self.failure: Exception = AuditError("audit log: not written")
+        self._called = threading.Lock()
+        self._called.acquire()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until :meth:`call` is called."""
+        return self._called.acquire(timeout=seconds)
+
+    def call(self) -> None:
+        """Let the thread go on that waits."""
+        self._called.release()
 
 
 class AuditWriter:
     """Records decisions of many threads, as many as there are in one transaction.
 
-    Whichever thread has its turn writes what all of them have brought meanwhile; the others find
-    theirs written when their turn comes. So an idle server changes no thread, and a busy one
-    makes few transactions.
+    One thread leads: it writes what all of them have brought meanwhile, its own first, and hands
+    the lead to the first of those that came since. So an idle server changes no thread, a busy one
+    makes few transactions, and nobody waits for more than two of them.
 
     Args:
         log: where they go.
@@ -232,8 +243,9 @@ class AuditWriter:
 
     def __init__(self, log: AuditLog) -> None:
         self._log = log
+        self._lock = threading.Lock()
         self._waiting: collections.deque[_Pending] = collections.deque()
-        self._turn = threading.Lock()
+        self._is_led = False
 
     def record(self, decision: Decision) -> AuditRecord:
         """Record a decision; it is on the disk when this returns.
@@ -242,20 +254,42 @@ class AuditWriter:
             AuditError: it could not be recorded.
         """
         pending = _Pending(decision)
-        self._waiting.append(pending)
-        if not self._turn.acquire(timeout=_WAIT_SECONDS):
-            raise AuditError(f"audit log: not written within {_WAIT_SECONDS:g} seconds")
-        try:
-            while not pending.done:
-                self._write_a_batch()
-        finally:
-            self._turn.release()
+        with self._lock:
+            self._waiting.append(pending)
+            pending.leads = not self._is_led
+            self._is_led = True
+        if not pending.leads and not pending.wait(_WAIT_SECONDS):
+            self._give_up(pending)
+        if pending.leads:
+            self._lead()
         if pending.record is None:
             raise _failure(pending.failure) from pending.failure
         return pending.record
 
-    def _write_a_batch(self) -> None:
-        batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+    def _give_up(self, pending: _Pending) -> None:
+        """Take back what nobody has begun to write; whoever was just given the lead goes on."""
+        with self._lock:
+            if pending.leads or pending.done:
+                return
+            if pending in self._waiting:
+                self._waiting.remove(pending)
+        raise AuditError(f"audit log: not written within {_WAIT_SECONDS:g} seconds")
+
+    def _lead(self) -> None:
+        with self._lock:
+            batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+        try:
+            self._write(batch)
+        finally:
+            with self._lock:
+                self._is_led = bool(self._waiting)
+                if self._waiting:
+                    self._waiting[0].leads = True
+                    self._waiting[0].call()
+            for pending in batch[1:]:  # the first is this thread's own
+                pending.call()
+
+    def _write(self, batch: Sequence[_Pending]) -> None:
         records: Sequence[AuditRecord | None] = [None] * len(batch)
         failure: Exception = AuditError("audit log: the writing was interrupted")
         try:

@@ -26,12 +26,12 @@ _MAKING = "cloister secret put makes a store of secrets, cloister serve --audit 
 _READ_ONLY = "cloister_read_only"
 
 
-def open_database(url: str, *, existing: bool = False) -> sa.Engine:
+def open_database(url: str, *, existing: sa.Table | None = None) -> sa.Engine:
     """Open a database.
 
     Args:
         url: ``sqlite:///FILE``, ``postgresql://USER@HOST/NAME``, or a plain file name.
-        existing: it must be there, with its tables; else what is missing is made.
+        existing: it must be there, with this table; None makes what is missing.
 
     Raises:
         InputError: the address is malformed, or of a kind that is not supported; or there is
@@ -48,13 +48,13 @@ def open_database(url: str, *, existing: bool = False) -> sa.Engine:
         ) from error
     kind = parsed.get_backend_name()
     if kind == "sqlite":
-        engine = _sqlite(parsed, existing=existing)
+        engine = _sqlite(parsed, existing=existing is not None)
     elif kind == "postgresql":
         engine = _postgresql(parsed)
     else:
         raise InputError(f"database: {kind} is not supported; there are sqlite and postgresql")
-    if existing:
-        _require_tables(engine)
+    if existing is not None:
+        _require_table(engine, existing)
     else:
         _make_tables(engine)
     return engine
@@ -76,6 +76,8 @@ def _sqlite(url: sa.URL, *, existing: bool) -> sa.Engine:
             "database: the address names no file, and what is only in memory would be lost",
             hint="sqlite:///FILE, or just FILE",
         )
+    if url.query:
+        raise InputError("database: an address of SQLite takes no options", hint="just FILE")
     path = Path(str(url.database)).absolute()
     if existing and not path.exists():
         raise InputError(f"{path}: there is no such database", hint=_MAKING)
@@ -86,7 +88,7 @@ def _sqlite(url: sa.URL, *, existing: bool) -> sa.Engine:
         raise StoreError(f"database {path}: {error.strerror}", hint=_UNREACHABLE) from error
 
     def connect() -> sqlite3.Connection:
-        address = f"file:{urllib.parse.quote(str(path))}?mode=rw"
+        address = f"file:{urllib.parse.quote(os.fsencode(path))}?mode=rw"
         return sqlite3.connect(address, uri=True, check_same_thread=False)
 
     engine = sa.create_engine(url.set(drivername="sqlite"), creator=connect)
@@ -94,10 +96,10 @@ def _sqlite(url: sa.URL, *, existing: bool) -> sa.Engine:
     return engine
 
 
-def _require_tables(engine: sa.Engine) -> None:
+def _require_table(engine: sa.Engine, table: sa.Table) -> None:
     with failures_are_ours():
-        there = set(sa.inspect(engine).get_table_names())
-    if not set(METADATA.tables) <= there:
+        is_there = sa.inspect(engine).has_table(table.name)
+    if not is_there:
         raise InputError("database: it is not a key server's", hint=_MAKING)
 
 
@@ -157,8 +159,11 @@ def failures_are_ours() -> Iterator[None]:
 @contextlib.contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Read in one transaction, without keeping writers out."""
+    options: dict[str, Any] = {_READ_ONLY: True}
+    if engine.dialect.name == "postgresql":
+        options["isolation_level"] = "REPEATABLE READ"  # one state, whoever writes meanwhile
     with failures_are_ours(), engine.connect() as connection:
-        shown = connection.execution_options(**{_READ_ONLY: True})
+        shown = connection.execution_options(**options)
         with shown.begin():
             yield shown
 

@@ -2,10 +2,10 @@
 
 Two seals keep whoever can write to the database, and has no key, from changing what is released.
 A secret is sealed together with its name and policy, so that it cannot be given another policy.
-And the whole list is sealed with a number that grows with each change, so that an older secret
-cannot be put back beside newer ones, nor a removed one; a running server, which remembers the
-number, refuses an older list as a whole. Only who puts back the whole list while no server runs is
-not noticed.
+And each change seals the whole list, with a number that grows and with the seal before, so that an
+older secret cannot be put back beside newer ones, nor a removed one. A running server remembers the
+last change that it saw and takes no list that did not come from it. Only a whole older list that is
+put back while no server runs is not noticed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import hmac
 import json
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -26,8 +27,9 @@ from cloister.provision.database import reading, utc, writing
 from cloister.provision.decision import Secret
 from cloister.provision.protocol import MAX_SECRET_SIZE
 from cloister.provision.store_key import StoreKey
-from cloister.provision.tables import SECRETS, SECRETS_INDEX
+from cloister.provision.tables import SECRETS, SECRETS_CHANGES
 
+_CHANGE = SECRETS_CHANGES.c
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -40,17 +42,27 @@ class StoredSecret:
     updated: str
 
 
+class Head(NamedTuple):
+    """The last change: its number (0: none yet) and its seal."""
+
+    number: int = 0
+    seal: str = ""
+
+
+NO_CHANGE = Head()
+
+
 @dataclasses.dataclass(frozen=True)
 class Loaded:
     """The secrets as they were at one time.
 
     Attributes:
-        number: how often they had been changed.
+        head: the last change.
         secrets: those that can be released, opened.
         failures: why others cannot, such as a policy that this version does not understand.
     """
 
-    number: int
+    head: Head
     secrets: list[Secret]
     failures: list[CloisterError]
 
@@ -90,10 +102,10 @@ class SecretStore:
         sealed = key.seal(value, _context(name, policy))
         row = {"name": name, "policy": policy, "sealed": sealed, "updated": utc(now)}
         with writing(self._engine, SECRETS) as connection:
-            number, _ = _listed(connection, key)
+            head, _ = _listed(connection, key)
             connection.execute(sa.delete(SECRETS).where(SECRETS.c.name == name))
             connection.execute(sa.insert(SECRETS).values(row))
-            _seal_list(connection, key, number + 1)
+            _seal_list(connection, key, head)
 
     def remove(self, name: str, *, key: StoreKey) -> None:
         """Remove a secret.
@@ -103,11 +115,11 @@ class SecretStore:
             StoreKeyError: the store belongs to another key, or was changed without it.
         """
         with writing(self._engine, SECRETS) as connection:
-            number, _ = _listed(connection, key)
+            head, _ = _listed(connection, key)
             removed = connection.execute(sa.delete(SECRETS).where(SECRETS.c.name == name))
             if removed.rowcount == 0:
                 raise InputError(f"secret {name}: there is none of that name")
-            _seal_list(connection, key, number + 1)
+            _seal_list(connection, key, head)
 
     def listed(self) -> list[StoredSecret]:
         """Return what may be shown of every secret, by name."""
@@ -116,20 +128,26 @@ class SecretStore:
             rows = connection.execute(sa.select(*columns).order_by(SECRETS.c.name)).all()
         return [StoredSecret(*row) for row in rows]
 
-    def number(self) -> int:
-        """Return a number that grows with each change; nothing vouches for it yet."""
+    def head(self) -> Head:
+        """Return the last change, to see whether there was one; nothing vouches for it yet."""
         with reading(self._engine) as connection:
-            return connection.execute(sa.select(SECRETS_INDEX.c.number)).scalar() or 0
+            return _head(connection)
 
-    def load(self, key: StoreKey) -> Loaded:
+    def load(self, key: StoreKey, since: Head = NO_CHANGE) -> Loaded:
         """Return all secrets, opened.
 
+        Args:
+            key: opens them.
+            since: the last change that was seen; what is loaded must have come from it.
+
         Raises:
-            StoreKeyError: the store belongs to another key, or was changed without it.
+            StoreKeyError: the store belongs to another key, was changed without it, or an older
+                list was put in its place since.
             StoreError: the database cannot be read.
         """
         with reading(self._engine) as connection:
-            number, rows = _listed(connection, key)
+            head, rows = _listed(connection, key)
+            _require_descent(connection, key, since, head)
         secrets, failures = [], list[CloisterError]()
         for row in rows:
             try:
@@ -137,7 +155,7 @@ class SecretStore:
             except CloisterError as error:
                 why = f"stored secret {row.name}: {error.message}"
                 failures.append(type(error)(why, hint=error.hint))
-        return Loaded(number, secrets, failures)
+        return Loaded(head, secrets, failures)
 
 
 Row = sa.Row[tuple[str, str, bytes, str]]
@@ -153,35 +171,74 @@ def _context(name: str, policy: str) -> bytes:
     return b"cloister secret 1\0" + name.encode() + b"\0" + policy.encode()
 
 
-def _listed(connection: sa.Connection, key: StoreKey) -> tuple[int, Sequence[Row]]:
-    """Return the number of changes and all rows, after their seal was checked."""
+def _head(connection: sa.Connection) -> Head:
+    last = sa.select(_CHANGE.number, _CHANGE.seal).order_by(_CHANGE.number.desc()).limit(1)
+    found = connection.execute(last).first()
+    return Head() if found is None else Head(int(found.number), str(found.seal))
+
+
+def _listed(connection: sa.Connection, key: StoreKey) -> tuple[Head, Sequence[Row]]:
+    """Return the last change and all rows, after its seal was checked."""
     rows = connection.execute(sa.select(SECRETS).order_by(SECRETS.c.name)).all()
-    sealed = connection.execute(sa.select(SECRETS_INDEX.c.number, SECRETS_INDEX.c.seal)).all()
-    if not sealed and not rows:
-        return 0, rows
-    for number, seal in sealed[:1]:
-        expected = _seal(key, number, rows)
-        if hmac.compare_digest(expected.encode(), str(seal).encode()):
-            return int(number), rows
+    head = _head(connection)
+    if not head.number and not rows:
+        return head, rows
+    if head.number and _is_sealed(connection, key, head.number, _content(rows)):
+        return head, rows
     raise StoreKeyError(
         "store: sealed under another key, or changed without it",
         hint="use the key with which its secrets were put; if it is the right one, somebody else"
-        " wrote to the database: find out, then put all secrets into a new one",
+        " wrote to the database, or a version before this one made it: find out, then put all"
+        " secrets into a new one",
     )
 
 
-def _seal_list(connection: sa.Connection, key: StoreKey, number: int) -> None:
+def _require_descent(connection: sa.Connection, key: StoreKey, since: Head, head: Head) -> None:
+    """Check that the change which was seen is still there, and each one after it follows."""
+    if not since.number:
+        return
+    seen = sa.select(_CHANGE.seal).where(_CHANGE.number == since.number)
+    is_there = connection.execute(seen).scalar() == since.seal
+    later = range(since.number + 1, head.number + 1)
+    if not is_there or not all(_is_sealed(connection, key, number) for number in later):
+        raise StoreKeyError(
+            f"store: change {since.number}, which this server has seen, is not in it any more",
+            hint="somebody put an older copy in its place: find out; if it was you, restart",
+        )
+
+
+def _is_sealed(
+    connection: sa.Connection, key: StoreKey, number: int, content: str | None = None
+) -> bool:
+    """Tell whether a change is sealed, and is of this content if that is known."""
+    wanted = sa.select(SECRETS_CHANGES).where(_CHANGE.number.in_((number - 1, number)))
+    found = {row.number: row for row in connection.execute(wanted)}
+    row, before = found.get(number), found.get(number - 1)
+    if row is None or (content is not None and row.content != content):
+        return False
+    previous = "" if before is None else str(before.seal)
+    expected = _seal(key, number, str(row.content), previous)
+    return hmac.compare_digest(expected.encode(), str(row.seal).encode())
+
+
+def _seal_list(connection: sa.Connection, key: StoreKey, before: Head) -> None:
     rows = connection.execute(sa.select(SECRETS).order_by(SECRETS.c.name)).all()
-    connection.execute(sa.delete(SECRETS_INDEX))
-    values = {"id": 1, "number": number, "seal": _seal(key, number, rows)}
-    connection.execute(sa.insert(SECRETS_INDEX).values(values))
+    number, content = before.number + 1, _content(rows)
+    seal = _seal(key, number, content, before.seal)
+    values = {"number": number, "content": content, "seal": seal}
+    connection.execute(sa.insert(SECRETS_CHANGES).values(values))
 
 
-def _seal(key: StoreKey, number: object, rows: Sequence[Row]) -> str:
-    # Types count, too: SQLite keeps any type in any column, and a changed row may hold anything.
-    shown = [[_digest(value) for value in row] for row in rows]
-    text = json.dumps(["cloister secrets 1", str(number), sorted(shown)])
+def _seal(key: StoreKey, number: int, content: str, previous: str) -> str:
+    text = json.dumps(["cloister secrets 1", number, content, previous])
     return key.vouch(text.encode()).hex()
+
+
+def _content(rows: Sequence[Row]) -> str:
+    """Return a digest of all secrets."""
+    # Types count, too: SQLite keeps any type in any column, and a changed row may hold anything.
+    shown = sorted([_digest(value) for value in row] for row in rows)
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 
 def _digest(value: object) -> str:

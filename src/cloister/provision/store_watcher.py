@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from cloister.errors import CloisterError, StoreKeyError
 from cloister.provision.decision import ClientJudge, Secret
-from cloister.provision.store import SecretStore
+from cloister.provision.store import Head, SecretStore
 from cloister.provision.store_key import StoreKey
 
 KEEP_SECONDS = 30.0
@@ -38,8 +38,8 @@ class StoreWatcher:
     keep_seconds: float
 
     def __post_init__(self) -> None:
-        self._number: int | None = None
-        self._highest = 0
+        self._head: Head | None = None
+        self._seen = Head()
         self._failures: list[CloisterError] = []
         self._is_away = False
         self._retired: list[tuple[float, tuple[Secret, ...]]] = []
@@ -49,14 +49,14 @@ class StoreWatcher:
         """Look once; reload if the store has changed. A failure is told once, not raised."""
         self._wipe_retired(time.monotonic() - self.keep_seconds)
         try:
-            if self.store.number() != self._number:
+            if self.store.head() != self._head:
                 self.reload()
             elif self._is_away:
                 self._tell(self._failures)
             self._is_away = False
         except CloisterError as error:
             if isinstance(error, StoreKeyError):
-                self._number = None
+                self._head = None
                 if self.judge.secrets:
                     self._release(())
             self._is_away = True
@@ -70,15 +70,9 @@ class StoreWatcher:
                 than it was before.
             StoreError: the database cannot be read.
         """
-        loaded = self.store.load(self.key)
-        if loaded.number < self._highest:
-            raise StoreKeyError(
-                f"store: its secrets are those of change {loaded.number}, this server has seen"
-                f" {self._highest}",
-                hint="somebody put an older copy in its place: find out; if it was you, restart",
-            )
+        loaded = self.store.load(self.key, self._seen)
         self._release(loaded.secrets)
-        self._number = self._highest = loaded.number
+        self._head = self._seen = loaded.head
         self._failures = loaded.failures
         self._tell(loaded.failures)
 

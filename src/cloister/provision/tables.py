@@ -16,14 +16,15 @@ SECRETS = sa.Table(
     sa.Column("sealed", sa.LargeBinary, nullable=False),
     sa.Column("updated", sa.String(40), nullable=False),
 )
-SECRETS_INDEX = sa.Table(
-    "secrets_index",
+SECRETS_CHANGES = sa.Table(
+    "secrets_changes",
     METADATA,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("content", sa.String(64), nullable=False),
     sa.Column("seal", sa.String(64), nullable=False),
 )
-"""One row: how often the secrets were changed, and a seal of that number and all of them."""
+"""Each change of the secrets: a digest of all of them after it, and a seal of that, its number and
+the seal before."""
 AUDIT = sa.Table(
     "audit",
     METADATA,
@@ -59,3 +60,9 @@ _REFUSALS = {
 def _refuse_changes(_table: sa.Table, connection: sa.Connection, **_: Any) -> None:
     for statement in _REFUSALS[connection.dialect.name]:
         connection.exec_driver_sql(statement)
+
+
+@sa.event.listens_for(METADATA, "after_create")
+def _refuse_in_older_logs(_: sa.MetaData, connection: sa.Connection, **__: Any) -> None:
+    if connection.dialect.name == "sqlite":  # whose triggers are made only where they are missing
+        _refuse_changes(AUDIT, connection)
