@@ -25,7 +25,10 @@ _BACKLOG = 64
 
 
 class _Limited(H11Protocol):
-    """A connection that is closed if there are too many, or if nothing is asked on it."""
+    """A connection that is closed if there are too many, or if nothing is asked on it.
+
+    Where a server speaks TLS, those in the handshake are not counted yet.
+    """
 
     most = 0
 
@@ -34,10 +37,17 @@ class _Limited(H11Protocol):
         if len(self.connections) > self.most:
             transport.abort()
         else:
-            self.loop.call_later(IDLE_SECONDS, self._close_if_idle)
+            self.loop.call_later(IDLE_SECONDS, self._close_unless_asked, None)
 
-    def _close_if_idle(self) -> None:
-        if self.cycle is None:
+    def on_response_complete(self) -> None:
+        answered = self.cycle
+        super().on_response_complete()
+        if not self.transport.is_closing():
+            self.loop.call_later(IDLE_SECONDS, self._close_unless_asked, answered)
+
+    def _close_unless_asked(self, answered: object) -> None:
+        """Close if no whole request has come since ``answered``, however much of one has."""
+        if self.cycle is answered:
             self.transport.abort()
 
 

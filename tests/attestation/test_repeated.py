@@ -20,7 +20,7 @@ from cloister.attestation.trust import Authenticator, Trust
 from cloister.attestation.verify import Authentication
 from cloister.platforms.simulated.collateral import Conditions, sign_raw
 from cloister.sgx.report import Attribute
-from worlds import PRODUCTION, World, new_quote
+from worlds import PRODUCTION, TD_REPORT, World, new_quote, tdx_collateral
 
 UTC = datetime.timezone.utc
 POLICY = MrEnclave(PRODUCTION.mr_enclave)
@@ -147,6 +147,37 @@ def test_what_runs_out_is_refused_to_the_second(world: World, verifier: Verifier
     for years in (1, 30, 200):
         verifier.now = world.now + datetime.timedelta(days=365 * years)
         assert not verifier.agreed(quote)
+
+
+def test_a_certificate_that_runs_out_before_the_collateral_counts(
+    world: World, verifier: Verifier
+) -> None:
+    long = world.collateral(Conditions(lifetime=datetime.timedelta(days=365 * 60)))
+    verifier.trust = Trust(((world.anchor, long),))
+    quote = world.quote()
+    assert verifier.agreed(quote)
+    certified = world.certified
+    ends = {
+        certificate.not_valid_after_utc
+        for certificate in (certified.chain.pck, certified.chain.pck_ca, world.anchor.certificate)
+    }
+    for end in sorted(ends):
+        verifier.now = end + datetime.timedelta(seconds=1)
+        assert not verifier.agreed(quote)
+
+
+def test_tdx_quotes_are_verified_in_full_every_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authenticator = Authenticator(
+        Trust(((world.anchor, tdx_collateral(world)),)), lambda: world.now
+    )
+    quote = new_quote(world, TD_REPORT.pack())
+    for _ in range(2):
+        assert authenticator.authenticate(quote).evidence is not None
+    monkeypatch.setattr("cloister.attestation.dcap.dcap_qvl", None)
+    with pytest.raises(AttributeError):
+        authenticator.authenticate(quote)
 
 
 def test_a_clock_that_goes_back_is_no_shortcut(world: World, verifier: Verifier) -> None:

@@ -13,6 +13,7 @@ from cloister.provision.database import open_database
 
 LONG = "a" * 70 + ".com"
 STORE = ["--store", "keys.db"]
+SECRET = "00112233445566778899aabbccddeeff"
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +63,10 @@ UPSTREAM = ["pccs", "--upstream", "http://localhost:1", "--listen", "localhost:0
         (["secret", "remove", "x", *STORE, "--store-key", "file:store.key"], "no such database"),
         (["secret", "list", "--store", "postgresql://u:sekrit@h:abc/db"], "not an address"),
         (["secret", "list", "--store", "foo bar://u:sekrit@h/db"], "not an address"),
+        (["secret", "list", *STORE[:1], "x/y.db"], "there is no such database"),
+        (["secret", "put", "x", SECRET, *PUT[4:], "--policy", "policy.toml"], "FILE: No such"),
+        ([*PUT[:-1], SECRET, "--policy", "policy.toml"], "--store-key: hex digits"),
+        ([*PUT[:-1], f"file:{SECRET}", "--policy", "policy.toml"], "--store-key: hex digits"),
         (["audit", "verify", *STORE, "--known", "abc"], "--known: not a hash"),
         (["quote", "verify", "quote", "--pccs", "http://x", "--ias-nonce", "00"], "--ias-report"),
     ],
@@ -74,7 +79,9 @@ def test_it_is_told_in_one_line(
     assert run(command) == 2
     said = capsys.readouterr().err
     assert words in said
-    assert not any(secret in said for secret in ("sekrit", "PRIMARY", "SECONDARY", "Traceback"))
+    assert not any(
+        secret in said for secret in ("sekrit", SECRET, "PRIMARY", "SECONDARY", "Traceback")
+    )
     assert not (folder / "keys.db").exists()
 
 

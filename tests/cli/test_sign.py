@@ -67,14 +67,18 @@ def test_sigfile_and_quiet(capsys: pytest.CaptureFixture[str]) -> None:
         ["-o", "trusted.manifest"],
         ["-o", "o", "-s", "trusted.manifest"],
         ["-o", "o", "-s", "o.index"],
+        ["-o", "model.bin"],
+        ["-o", "o", "--depfile", "model.bin"],
     ],
     ids=" ".join,
 )
 def test_no_file_replaces_another_one(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     trusted = (
-        'libos.entrypoint = "/x"\nsgx.enclave_size = "64M"\nsgx.trusted_files = ["file:pal.so"]'
+        'libos.entrypoint = "/x"\nsgx.enclave_size = "64M"\n'
+        'sgx.trusted_files = ["file:pal.so", "file:model.bin"]'
     )
     Path("trusted.manifest").write_text(trusted)
+    Path("model.bin").write_bytes(b"model")
     before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
     signing = ["sign", "-m", "trusted.manifest", "-k", "key.pem", *COMMON]
     assert run([*signing, *names]) == 2

@@ -24,6 +24,7 @@ DATA = Path(__file__).parent.parent / "data" / "quotes"
 INTEL = Collateral.from_json((DATA / "sgx_quote_collateral.json").read_text())
 KIND = PlatformKind("sgx", "00A067110000", "processor")
 PCK = f"encrypted_ppid={'0' * 768}&cpusvn={'1' * 32}&pcesvn=0b00&pceid=0000"
+V4 = "/sgx/certification/v4"
 PCK_PATH = "/sgx/certification/v4/pckcert"
 
 
@@ -219,6 +220,27 @@ def test_what_the_vendor_did_not_sign_is_not_kept(
     with database.connect() as connection:
         assert connection.execute(sa.text("select count(*) from pccs_answers")).scalar() == 0
     assert app(pcs).get(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        (KIND.tcb_info_path.replace("00A067110000", "00A067110001"), KIND.tcb_info_path),
+        (KIND.tcb_info_path.replace("/sgx/", "/tdx/"), KIND.tcb_info_path),
+        (KIND.qe_identity_path.replace("/sgx/", "/tdx/"), KIND.qe_identity_path),
+        (KIND.qe_identity_path.replace("/qe/", "/qve/"), KIND.qe_identity_path),
+        (f"{V4}/pckcrl?ca=platform&encoding=der", f"{V4}/pckcrl?ca=processor&encoding=der"),
+    ],
+)
+def test_what_was_not_asked_for_is_not_kept(
+    pcs: Pcs, app: MakeApp, database: sa.Engine, asked: str, answered: str
+) -> None:
+    def confused(request: httpx.Request) -> httpx.Response:
+        return pcs(httpx.Request("GET", INTEL_PCS + answered))
+
+    assert app(confused).get(asked).status_code == 502
+    with database.connect() as connection:
+        assert connection.execute(sa.text("select count(*) from pccs_answers")).scalar() == 0
 
 
 def test_headers_of_others_are_not_passed_on(

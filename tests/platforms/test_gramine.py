@@ -581,6 +581,9 @@ def test_the_list_of_insecure_options_is_no_word_of_the_program() -> None:
     )
     told = translated(banner, b"error: PAL failed at parsing the manifest: INVAL\n")
     assert told.startswith(banner + b"cloister: Gramine does not read the manifest")
+    whole = banner + b"error: PAL failed at parsing the manifest: INVAL\n"
+    for size in (1, 7, 20):
+        assert translated(*(whole[i : i + size] for i in range(0, len(whole), size))) == told
 
 
 def test_a_line_may_come_in_pieces() -> None:

@@ -194,6 +194,8 @@ def test_a_log_that_nobody_reads_stops_no_release_that_the_audit_log_has(
     assert "log: cannot be written" in health.json()["problems"][0]
     metrics = httpx.get(admin_url(server) + "/metrics").text
     assert 'internal_failures_total{part="log"} 2.0' in metrics
+    server.process.terminate()
+    assert server.process.wait(20) == 0
 
 
 def test_where_the_log_is_the_only_record_nothing_leaves_without_it(

@@ -7,6 +7,8 @@ signed. Neither replaces anything that verification checks.
 
 from __future__ import annotations
 
+import json
+
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -81,8 +83,7 @@ def require_signed(collateral: Collateral, anchor: TrustAnchor, kind: PlatformKi
         CollateralError: a part is not by its issuer, or of another kind of platform.
         CertificateChainError: an issuer was not certified for this.
     """
-    if tee_and_fmspc(collateral) != (kind.tee, kind.fmspc):
-        raise CollateralError("the collateral is for another kind of platform")
+    require_same_kind(collateral, kind)
     require_signed_text(
         "TCB info",
         collateral.tcb_info,
@@ -99,6 +100,47 @@ def require_signed(collateral: Collateral, anchor: TrustAnchor, kind: PlatformKi
     )
     require_root_list(collateral.root_ca_crl, anchor)
     require_crl_issuer(collateral.pck_crl_issuer_chain, collateral.pck_crl, anchor)
+
+
+QE_IDS = {"sgx": "QE", "tdx": "TD_QE"}
+"""Which quoting enclave signs for a TEE."""
+
+
+def require_same_kind(collateral: Collateral, kind: PlatformKind) -> None:
+    """Check that every part of collateral is of the kind of platform that was asked for.
+
+    Raises:
+        CollateralError: it is of another one, or cannot be read.
+    """
+    found = tee_and_fmspc(collateral)
+    if found != (kind.tee, kind.fmspc):
+        raise CollateralError("the TCB info is for another kind of platform")
+    if qe_id(collateral.qe_identity) != QE_IDS[kind.tee]:
+        raise CollateralError("the QE identity is for another kind of platform")
+    if list_issuer(collateral.pck_crl) != kind.ca:
+        raise CollateralError("the PCK revocation list is for another kind of platform")
+
+
+def qe_id(identity: str) -> str:
+    """Return which quoting enclave a signed identity is of, e.g. ``QE``.
+
+    Raises:
+        CollateralError: it does not say.
+    """
+    try:
+        return str(json.loads(identity)["id"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CollateralError("collateral: the QE identity is damaged") from error
+
+
+def list_issuer(crl: bytes) -> str:
+    """Return whose PCK certificates a revocation list (DER) is of: ``platform`` or ``processor``.
+
+    Raises:
+        CollateralError: it cannot be read.
+    """
+    name = revocation_list(crl).issuer.rfc4514_string()
+    return "platform" if "PCK Platform CA" in name else "processor"
 
 
 def require_signed_text(

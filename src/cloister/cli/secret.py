@@ -57,7 +57,7 @@ def new_key(file: Path, as_json: bool) -> None:
 
 @secret.command()
 @click.argument("name")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument("file")
 @click.option("--policy", type=FILE, required=True, help="Which enclaves may have it (TOML).")
 @_STORE
 @_STORE_KEY
@@ -86,8 +86,7 @@ def put(
     elif file == "-":
         value = data_input().read(MAX_SECRET_SIZE + 1)
     else:
-        with Path(file).open("rb") as stream:
-            value = stream.read(MAX_SECRET_SIZE + 1)
+        value = _content(Path(file), MAX_SECRET_SIZE + 1)
     key = load_store_key(store_key)
     terms = policy.read_bytes()
     parse_policy(terms, str(policy))  # says with its name what is wrong
@@ -97,6 +96,20 @@ def put(
         click.echo(json.dumps({"name": name, "bytes": len(value)}))
     else:
         click.echo(f"{name}: {len(value)} bytes stored")
+
+
+def _content(path: Path, most: int) -> bytes:
+    from cloister.errors import InputError
+
+    try:
+        with path.open("rb") as stream:
+            return stream.read(most)
+    except OSError as error:
+        # Not a word of what may have been meant to be the secret itself.
+        raise InputError(
+            f"FILE: {error.strerror}",
+            hint="name the file that holds the secret, or - for standard input",
+        ) from error
 
 
 @secret.command("list")

@@ -78,10 +78,9 @@ def sign(
     date = signing.choose_date(date)
     files = core.outputs(prepared, output)
     sigfile = core.sigstruct_path(manifest) if sigfile is None else sigfile
-    core.require_apart(
-        (*files, to_be_signed or sigfile, depfile),
-        (core.kept_apart(read, prepared), key, passphrase_file, libpal, public_key),
-    )
+    made = (*files, to_be_signed or sigfile, depfile)
+    given = (core.kept_apart(read, prepared), key, passphrase_file, libpal, public_key)
+    core.require_apart(made, (*given, *core.trusted_among(read, made)))
     if depfile is not None:
         needed = [*core.trusted_names(read), *filter(None, (libpal, key))]
         files[depfile] = os.fsencode(core.rule_for_make([output], needed))

@@ -56,7 +56,9 @@ def command(output: Path, manifest: Path, key: Path, libpal: Path | None, depend
         return
     prepared = sign.prepare_file(read, signing.settings(libpal, "cloister", use_cache=True))
     files = sign.outputs(prepared, output)
-    sign.require_apart((*files, sigstruct_path), (sign.kept_apart(read, prepared), key, libpal))
+    written = (*files, sigstruct_path)
+    given = (sign.kept_apart(read, prepared), key, libpal)
+    sign.require_apart(written, (*given, *sign.trusted_among(read, written)))
     private = signing.choose_key(key)
     modulus = private.public_key().public_numbers().n
     signed = prepared.sigstruct(modulus, signing.choose_date("today")).sign(private)

@@ -98,6 +98,12 @@ def trusted_names(manifest: ManifestFile, *, only_unhashed: bool = False) -> lis
     ]
 
 
+def trusted_among(manifest: ManifestFile, written: Iterable[Path | None]) -> list[Path]:
+    """Return the trusted files that have the name of a file which exists and is to be written."""
+    names = {path.name for path in written if path is not None and path.exists()}
+    return [path for path in trusted_names(manifest) if path.name in names] if names else []
+
+
 def rule_for_make(made: Sequence[Path], needed: Sequence[Path]) -> str:
     """Return a rule that tells make of what files are made.
 

@@ -26,7 +26,13 @@ from cloister.attestation.pcs import (
     signed_member,
 )
 from cloister.attestation.service import INTEL_PCS, crl_location, fetch
-from cloister.attestation.signatures import require_root_list, require_signed_text
+from cloister.attestation.signatures import (
+    QE_IDS,
+    list_issuer,
+    qe_id,
+    require_root_list,
+    require_signed_text,
+)
 from cloister.attestation.supplement import require_crl_issuer
 from cloister.errors import AttestationError, CollateralFetchError, CollateralNotFoundError
 
@@ -83,7 +89,7 @@ class CachingBackend:
         if kept is not None and now + REFRESH_BEFORE < kept[1]:
             return kept[0]
         try:
-            return self._fetch(path, url)
+            return self._fetch(path, url, parameters)
         except CollateralFetchError:
             if kept is not None and now <= kept[1]:
                 return kept[0]
@@ -106,9 +112,10 @@ class CachingBackend:
         expires = datetime.datetime.fromtimestamp(row.expires, tz=datetime.timezone.utc)
         return Answer(row.body, json.loads(row.headers)), expires
 
-    def _fetch(self, path: str, url: str) -> Answer:
+    def _fetch(self, path: str, url: str, parameters: Mapping[str, str]) -> Answer:
         answer = self._ask(path, url)
         try:
+            self._require_asked(path, answer, parameters)
             self._require_signed(path, answer)
             expires = self._expires(path, answer).timestamp()
         except AttestationError as error:
@@ -140,6 +147,23 @@ class CachingBackend:
             if name.startswith(("sgx-", "tcb-info-", "cloister-"))
         }
         return Answer(answer.body, kept)
+
+    def _require_asked(self, path: str, answer: Answer, parameters: Mapping[str, str]) -> None:
+        """Check that the answer is of the kind of platform that was asked for."""
+        tee = path.split("/")[1]
+        if path.endswith("/tcb"):
+            info = json.loads(signed_member(answer.body, "tcbInfo")[0])
+            found = (str(info["id"]).lower(), str(info["fmspc"]).upper())
+            asked = (tee, parameters["fmspc"].upper())
+        elif path.endswith("/identity"):
+            found = (qe_id(signed_member(answer.body, "enclaveIdentity")[0]), "")
+            asked = ("QVE" if "/qve/" in path else QE_IDS[tee], "")
+        elif path.endswith("/pckcrl"):
+            found, asked = (list_issuer(answer.body), ""), (parameters["ca"], "")
+        else:
+            return
+        if found != asked:
+            raise CollateralFetchError("the answer is of another kind of platform")
 
     def _require_signed(self, path: str, answer: Answer) -> None:
         """Check what the root vouches for: a bad answer would be kept until it claims to run out.

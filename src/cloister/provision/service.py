@@ -75,7 +75,7 @@ class Recorder:
             self._problems.pop("audit", None)
         if self.metrics is not None:
             self.metrics.decided(decision)
-        failure = self._shown(lambda: self._observer.decided(decision, record))
+        failure = self.shown(lambda: self._observer.decided(decision, record))
         if failure is not None and self._audit is None:
             raise failure  # there is no other record
 
@@ -83,9 +83,9 @@ class Recorder:
         """Count and show a failure of the server itself."""
         if self.metrics is not None:
             self.metrics.failed(part)
-        self._shown(lambda: self._observer.failed(error))
+        self.shown(lambda: self._observer.failed(error))
 
-    def _shown(self, show: Callable[[], None]) -> AuditError | None:
+    def shown(self, show: Callable[[], None]) -> AuditError | None:
         """Show something; who reads the log may be gone, or its disk full."""
         try:
             show()
@@ -250,7 +250,7 @@ class Service:
                 self._stopping.set()
                 self._wake.set()
                 keeper.join()
-        self._observer.stopped(self._server.releases)
+        self._recorder.shown(lambda: self._observer.stopped(self._server.releases))
         return self._server.releases
 
     def stop(self) -> None:
@@ -284,7 +284,7 @@ class Service:
         )
         idle = time.monotonic() - self._looked
         if idle > STALE_SECONDS:
-            problems.append(f"the store was last looked at {idle:.0f} seconds ago")
+            problems.append(f"the last look at store and trust was {idle:.0f} seconds ago")
         return [*problems, *self._recorder.problems]
 
     def _keep_fresh(self) -> None:

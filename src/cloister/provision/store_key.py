@@ -101,6 +101,11 @@ def load_store_key(source: str) -> LocalStoreKey:
     """
     kind, _, where = source.partition(":")
     readers = {"file": _from_file, "env": _from_environment, "command": _from_command}
+    if re.fullmatch(r"(?:file:)?[0-9A-Fa-f]{32,64}", source) and not Path(where).is_file():
+        raise InputError(  # not a word of it: it may well be a key
+            "--store-key: hex digits were given where the place of a key is expected",
+            hint="write them to a file with permissions 0600: --store-key file:PATH",
+        )
     if kind not in readers or not where:
         raise InputError(
             f"--store-key {kind}: unknown",

@@ -240,9 +240,10 @@ _PREFIX = re.compile(r"(?:\[[^\]]*\] )?(?:\([^)]*\) )?(error|warning|debug|trace
 _BARE_PREFIX = re.compile(r"\[P\d+:[^\]]*\] (.*)", re.DOTALL)
 _ROWS = [(re.compile(row.theirs), row) for row in TABLE]
 _STARTS = (
+    *(b"---", b"  - "),
     *(b"[P", b"[::", b"(", b"error: ", b"warning: ", b"debug: ", b"trace: "),
     *(
-        b"Gramine is ",
+        b"Gramine ",
         b"Cannot connect to ",
         b"Please check its ",
         b"AESM service ",
