@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import importlib
-import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from cloister import __version__
-from cloister.cli.streams import open_standard_streams
+from cloister.cli.streams import forget_output, open_standard_streams
 from cloister.errors import CloisterError
 from cloister.text import printable
 
@@ -150,8 +149,7 @@ def run_command(
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output went away; do not complain again when Python flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_output()
         return 141
     except OSError as error:
         if debug:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cloister.cli.numbers import Number
+from cloister.cli.streams import forget_output
 from cloister.cli.trust import FILE, trust_from, trust_options, utc_now
 
 if TYPE_CHECKING:
@@ -309,7 +310,12 @@ class Report:
 
     def stopped(self, releases: int) -> None:
         """Print how it ended."""
-        self._print({"event": "stopped", "releases": releases}, [f"stopped: {releases} released"])
+        event = {"event": "stopped", "releases": releases}
+        try:
+            self._print(event, [f"stopped: {releases} released"])
+        except OSError:
+            forget_output()
+            raise
 
     def _print(self, event: dict[str, Any], lines: list[str]) -> None:
         text = json.dumps(event) if self._as_json else "\n".join(lines)

@@ -27,6 +27,14 @@ def open_standard_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
+def forget_output() -> None:
+    """Let what is still to be written vanish: its reader is gone, or its disk full.
+
+    Python would complain once more when it flushes at the end.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def data_input() -> BinaryIO:
     """Return standard input, from which the command is to take its data.
 
