@@ -336,6 +336,17 @@ def test_rekey_goes_on_where_it_stopped(work: Path, capsys: pytest.CaptureFixtur
     assert run(["verify", "-k", "wrap-key", "encrypted"]) == 3
 
 
+def test_rekey_of_a_file_with_several_names(work: Path) -> None:
+    """Hard links: each name has the new key afterwards, however many processes there are."""
+    run(["encrypt", "-k", "wrap-key", "plain", "encrypted"])
+    run(["key", "new", "new-key"])
+    for number in range(12):
+        (work / "encrypted" / f"link{number}").hardlink_to(work / "encrypted" / "a.txt")
+    rekey = ["rekey", "-k", "wrap-key", "--new-key", "new-key", "--jobs", "4"]
+    assert run([*rekey, "encrypted"]) == 0
+    assert run(["verify", "-k", "new-key", "--any-path", "encrypted"]) == 0
+
+
 def test_recover_puts_back_what_was_interrupted(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

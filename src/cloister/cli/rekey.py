@@ -55,6 +55,8 @@ def rekey(
     def operate(index: int, jobs: int, advance: Advance) -> bool:
         return whole.rekey(files[index], old, new, jobs=jobs, advance=advance)
 
+    if trees.share_content(files):
+        jobs = 1  # two processes with one file would keep each other out
     whole.remove_leftovers(files)
     answers = work_through("Rekeying", files, operate, jobs=jobs)
     code = report(files, answers, found)

@@ -110,6 +110,21 @@ def in_place(found: Found) -> list[Path]:
     return list(places.values())
 
 
+def share_content(paths: Sequence[Path]) -> bool:
+    """Tell whether two of the files are one under two names (hard links)."""
+    seen: set[tuple[int, int]] = set()
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:
+            continue  # what is to be done with it says why
+        if status.st_nlink > 1:
+            if (status.st_dev, status.st_ino) in seen:
+                return True
+            seen.add((status.st_dev, status.st_ino))
+    return False
+
+
 def pair(sources: Sequence[Path], target: Path, *, directory: bool = False) -> Plan:
     """Say which file becomes which.
 
