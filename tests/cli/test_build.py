@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from applications import CLOISTER
 from cloister.cli.main import run
 from cloister.files import config_home
 from cloister.sgx.sigstruct import Sigstruct
@@ -183,3 +185,25 @@ def test_rendering_in_a_second_process_changes_nothing(template: Path) -> None:
     ahead = (template.parent / "app.manifest.sgx").read_bytes()
     assert run(["build", template.name, *FIXED, "-D", "program=/x", "-D", "debug=true"]) == 0
     assert (template.parent / "app.manifest.sgx").read_bytes() == ahead
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv (util-linux)")
+def test_what_the_builder_may_not_read_is_told_every_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    (tmp_path / "files").mkdir()
+    for name in ("open", "closed"):
+        (tmp_path / "files" / name).write_text(name)
+    (tmp_path / "files" / "closed").chmod(0)
+    (tmp_path / "m.manifest.template").write_text(
+        'libos.entrypoint = "/x"\nsgx.enclave_size = "64M"\nsgx.trusted_files = ["file:files/"]\n'
+    )
+    obedient = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    words = [*(obedient if os.geteuid() == 0 else ()), *CLOISTER, "build", "m.manifest.template"]
+    for _ in range(2):
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert "note: not trusted, because you may not read it: " in done.stderr
+        assert "files/closed" in done.stderr
+        assert "trusted     1 files" in done.stdout

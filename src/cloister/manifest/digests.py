@@ -23,12 +23,14 @@ class Digests:
         entries: digests of every trusted file, by its normalised URI path.
         hashed: how many files were hashed now.
         settled: whether equal stamps will mean equal digests, as
-            :mod:`cloister.manifest.hashing` explains.
+            :mod:`cloister.manifest.hashing` explains; false if another user may see more.
+        left_out: files below trusted directories that this user may not read.
     """
 
     entries: Mapping[str, TrustedEntry]
     hashed: int
     settled: bool
+    left_out: tuple[str, ...] = ()
 
 
 def look(candidates: Mapping[str, Candidate], tree: FileTree, problem: Problem) -> dict[str, Seen]:
@@ -108,7 +110,8 @@ def digest(
     cache.store(new, seen, today)
     settled = all(stamp == seen[candidates[path].host].stamp for path, (stamp, _) in hashed.items())
     in_order = {path: entries[path] for path in candidates if path in entries}
-    return Digests(in_order, len(hashed), settled)
+    left_out = tuple(candidates[path].host for path, _ in missing if path not in hashed)
+    return Digests(in_order, len(hashed), settled and not left_out, left_out)
 
 
 def _hash(

@@ -149,6 +149,7 @@ def prepare(text: ManifestText, base: Path, settings: Settings, tree: FileTree) 
     else:
         index = trusted.index()
         document = _with_index(text.document, index)
+    notes += trusted.notes()
     signed = tomli_w.dumps(document).encode()
     manifest = Manifest.model_validate(document)
     measurement = _remembered(signed, manifest, settings)
@@ -245,6 +246,7 @@ class _Trusted:
         )
         self._seen = look(self._candidates, tree, self._problem)
         self._hashed = 0
+        self._left_out: tuple[str, ...] = ()
 
     def index(self) -> bytes:
         """Return the index of the files, as it was last time if nothing changed since."""
@@ -270,8 +272,17 @@ class _Trusted:
 
     def amount(self) -> Amount:
         """Return how much was trusted; after hashing."""
-        size = sum(seen.size for seen in self._seen.values())
-        return Amount(len(self._candidates), size, self._hashed)
+        sizes = {host: seen.size for host, seen in self._seen.items()}
+        size = sum(sizes.values()) - sum(sizes[host] for host in self._left_out)
+        return Amount(len(self._candidates) - len(self._left_out), size, self._hashed)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what the builder should know; after hashing."""
+        if not self._left_out:
+            return ()
+        first, *others = self._left_out
+        more = f" and {len(others)} more" if others else ""
+        return (f"not trusted, because you may not read it: {first}{more}",)
 
     def _digests(self) -> Digests:
         digests = digest(
@@ -284,6 +295,7 @@ class _Trusted:
             show=self._settings.show,
         )
         self._hashed = digests.hashed
+        self._left_out = digests.left_out
         return digests
 
 
