@@ -16,12 +16,18 @@ from cloister.listen import bound_address, open_listeners
 
 ASK = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 MOST = 3
+LARGE = 30_000_000
 
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr("cloister.asgi.IDLE_SECONDS", 0.5)
-    app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("served"))])
+    app = Starlette(
+        routes=[
+            Route("/", lambda _: PlainTextResponse("served")),
+            Route("/large", lambda _: PlainTextResponse("x" * LARGE)),
+        ]
+    )
     listeners = open_listeners("127.0.0.1", 0)
     with serving(app, listeners, connections=MOST):
         yield bound_address(listeners)[1]
@@ -80,3 +86,29 @@ def test_who_goes_on_asking_keeps_his_connection(port: int) -> None:
         for _ in range(6):
             assert b"served" in answer(connected)
             time.sleep(0.2)
+
+
+def test_an_answer_that_is_read_slowly_comes_whole(port: int) -> None:
+    """Longer than connections may be idle, and more than the kernel holds."""
+    with connect(port) as connected:
+        connected.sendall(
+            ASK.replace(b"GET /", b"GET /large").replace(
+                b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"
+            )
+        )
+        received = 0
+        while piece := connected.recv(500_000):
+            received += len(piece)
+            time.sleep(0.03)
+    assert received > LARGE
+
+
+def test_who_reads_nothing_does_not_keep_his_connection(port: int) -> None:
+    taken = [connect(port) for _ in range(MOST)]
+    for connected in taken:
+        connected.sendall(ASK.replace(b"GET /", b"GET /large"))
+    time.sleep(3)
+    with connect(port) as one_more:
+        assert b"served" in answer(one_more)
+    for connected in taken:
+        connected.close()

@@ -25,30 +25,38 @@ _BACKLOG = 64
 
 
 class _Limited(H11Protocol):
-    """A connection that is closed if there are too many, or if nothing is asked on it.
+    """A connection that is closed if there are too many, or if nothing goes on on it.
 
-    Where a server speaks TLS, those in the handshake are not counted yet.
+    Every :data:`IDLE_SECONDS` is looked whether since the last time a whole request has come, or
+    something of an answer has left. Where a server speaks TLS, connections in the handshake are
+    not counted yet.
     """
 
     most = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._last_look: tuple[object, int] = (None, 0)
+        self._timer: asyncio.TimerHandle | None = None
         if len(self.connections) > self.most:
             transport.abort()
         else:
-            self.loop.call_later(IDLE_SECONDS, self._close_unless_asked, None)
+            self._timer = self.loop.call_later(IDLE_SECONDS, self._look)
 
-    def on_response_complete(self) -> None:
-        answered = self.cycle
-        super().on_response_complete()
-        if not self.transport.is_closing():
-            self.loop.call_later(IDLE_SECONDS, self._close_unless_asked, answered)
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
 
-    def _close_unless_asked(self, answered: object) -> None:
-        """Close if no whole request has come since ``answered``, however much of one has."""
-        if self.cycle is answered:
+    def _look(self) -> None:
+        request, unsent = self._last_look
+        is_answered = self.cycle is None or self.cycle.response_complete
+        left = self.transport.get_write_buffer_size()
+        if is_answered and self.cycle is request and (not left or left >= unsent > 0):
             self.transport.abort()
+            return
+        self._last_look = (self.cycle, left)
+        self._timer = self.loop.call_later(IDLE_SECONDS, self._look)
 
 
 @contextmanager

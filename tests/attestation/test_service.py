@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import gzip
 import json
 import socket
 import threading
@@ -233,8 +234,9 @@ def test_headers_that_trickle_are_given_up_in_time() -> None:
     with pytest.raises(CollateralFetchError, match="no whole answer in time"):
         CollateralService(url, intel(), seconds=0.5).get(KINDS["sgx"])
     assert time.monotonic() - begun < 10
+    thread.join(10)
+    assert not thread.is_alive(), "the connection is closed, so that nothing stays behind"
     done.set()
-    thread.join()
     listener.close()
 
 
@@ -473,3 +475,53 @@ def test_nobody_is_asked_on_behalf_of_a_forged_quote(
         verdict.require()
     assert pccs.asked == []
     assert Authenticator(trust, clock).authenticate(quote("sgx")).evidence is not None
+
+
+def test_collateral_that_ran_out_is_a_failure_of_the_service(
+    pccs: Pccs, tmp_path: Path, clock: Clock
+) -> None:
+    clock.now = expires(collateral("sgx")) + datetime.timedelta(days=1)
+    cache = cache_of(pccs, tmp_path, clock)
+    for _ in range(3):
+        with pytest.raises(CollateralFetchError, match="runs out on"):
+            cache.get(SGX)
+    assert len(pccs.asked) == 4, "asked once in a minute"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_older_collateral_does_not_replace_what_is_kept(
+    pccs: Pccs, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[AttestationError] = []
+    cache = cache_of(pccs, tmp_path, clock, failures)
+    kept = cache.get(SGX)
+    clock.now = expires(kept) - datetime.timedelta(days=3)
+    monkeypatch.setattr(
+        "cloister.attestation.service.expires",
+        lambda _: clock.now + datetime.timedelta(days=1),
+    )
+    cache.refresh_due()
+    assert [type(failure) for failure in failures] == [CollateralFetchError]
+    monkeypatch.undo()
+    clock.now = expires(kept) - datetime.timedelta(days=1)
+    assert cache.get(SGX) == kept
+    assert cache_of(pccs, tmp_path, clock).get(SGX) == kept
+
+
+def test_a_packed_answer_is_not_unpacked(pccs: Pccs) -> None:
+    """A few hundred bytes may become gigabytes."""
+    path = "/sgx/certification/v4/rootcacrl"
+    packed = gzip.compress(gzip.compress(bytes(64 << 20)))
+    pccs.answers[path] = (200, {"Content-Encoding": "gzip, gzip"}, packed)
+    with pytest.raises(CollateralFetchError, match="packed"):
+        CollateralService(pccs.url, intel()).get(SGX)
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 70, "a\u00e4"])
+def test_a_host_that_cannot_be_asked_is_told_at_once(
+    host: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(CollateralFetchError) as caught:
+        CollateralService(f"http://{host}", intel()).get(SGX)
+    assert "no whole answer in time" not in caught.value.message
+    assert "Traceback" not in capfd.readouterr().err

@@ -149,6 +149,26 @@ def test_while_the_service_is_away_what_is_valid_is_served(
         service.get(KIND)
 
 
+def test_near_its_end_it_is_asked_for_once_a_minute_and_given_out_meanwhile(
+    pcs: Pcs, app: MakeApp, clock: Clock
+) -> None:
+    client = app(pcs)
+    client.get(KIND.tcb_info_path)
+    clock.now = datetime.datetime(2025, 7, 15, tzinfo=UTC)
+    pcs.down = True
+    for _ in range(5):
+        assert client.get(KIND.tcb_info_path).status_code == 200
+    assert len(pcs.asked) == 2
+    clock.now += datetime.timedelta(minutes=2)
+    assert client.get(KIND.tcb_info_path).status_code == 200
+    assert len(pcs.asked) == 3
+
+
+def test_an_answer_that_ran_out_is_not_kept(pcs: Pcs, app: MakeApp, clock: Clock) -> None:
+    clock.now = datetime.datetime(2026, 7, 15, tzinfo=UTC)
+    assert app(pcs).get(KIND.tcb_info_path).status_code == 502
+
+
 def test_near_its_end_it_is_fetched_again(
     pcs: Pcs, app: MakeApp, database: sa.Engine, clock: Clock
 ) -> None:

@@ -319,10 +319,12 @@ def test_a_policy_that_is_not_understood_withholds_its_secret_alone(
     assert len(server.told) == 1
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a/b", "x" * 65, "a\0", "ä"])
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "x" * 65, "a\0", "ä", "\udcff"])
 def test_impossible_names(store: SecretStore, name: str) -> None:
     with pytest.raises(InputError, match="not a name"):
         put(store, name, b"secret")
+    with pytest.raises(InputError, match="not a name"):
+        store.remove(name, key=KEY)
 
 
 @pytest.mark.parametrize("value", [b"", bytes(2_000_000)])
@@ -391,16 +393,16 @@ def test_a_database_that_is_away_is_told(url: str) -> None:
 
 def test_a_database_that_must_exist_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such database") as caught:
-        open_database(str(tmp_path / "typo.db"), existing=AUDIT)
+        open_database(str(tmp_path / "typo.db"), existing=[AUDIT])
     assert "cloister secret put" in str(caught.value.hint)
     assert list(tmp_path.iterdir()) == []
     sa.create_engine(f"sqlite:///{tmp_path / 'other.db'}").connect().exec_driver_sql(
         "CREATE TABLE t (i)"
     )
     with pytest.raises(InputError, match="not a key server's"):
-        open_database(str(tmp_path / "other.db"), existing=AUDIT)
+        open_database(str(tmp_path / "other.db"), existing=[AUDIT])
     open_database(str(tmp_path / "made.db"))
-    open_database(str(tmp_path / "made.db"), existing=AUDIT)
+    open_database(str(tmp_path / "made.db"), existing=[AUDIT])
     assert (tmp_path / "made.db").stat().st_mode & 0o077 == 0
 
 
@@ -428,7 +430,7 @@ def test_an_older_audit_log_gets_the_newer_trigger(tmp_path: Path) -> None:
     with open_database(name).begin() as connection:
         connection.exec_driver_sql("DROP TRIGGER audit_only_behind_the_last")
         connection.exec_driver_sql("DROP TABLE secrets_changes")
-    open_database(name, existing=AUDIT)  # which needs no other table
+    open_database(name, existing=[AUDIT])  # which needs no other table
     with (
         pytest.raises(sa.exc.DBAPIError, match="append-only"),
         open_database(name).begin() as connection,

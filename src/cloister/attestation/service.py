@@ -44,7 +44,7 @@ class CollateralService:
     Args:
         url: base address, e.g. ``https://api.trustedservices.intel.com`` or a PCCS.
         anchor: the root whose revocation list belongs to the collateral.
-        client: makes the requests; its timeouts and trust settings count.
+        client: makes the requests; None takes one of its own for each.
         seconds: for the four answers together.
     """
 
@@ -58,7 +58,7 @@ class CollateralService:
         self._url = url.rstrip("/")
         self._seconds = seconds
         self._anchor = anchor
-        self._client = client or httpx.Client(timeout=TIMEOUT)
+        self._client = client
 
     def get(
         self, kind: PlatformKind, before_asking: Callable[[], None] = lambda: None
@@ -104,7 +104,7 @@ _HINTS: dict[int, str] = {
 
 
 def fetch(
-    client: httpx.Client,
+    client: httpx.Client | None,
     url: str,
     *,
     headers: Mapping[str, str] | None = None,
@@ -113,7 +113,8 @@ def fetch(
     """Return the status and the answer of a GET request, bounded in size and in time.
 
     Args:
-        client: makes the request; its own timeouts are for single steps.
+        client: makes the request; None takes one of its own, which is closed in any case, so that
+            nothing of a service that never ends stays behind.
         url: what to ask for.
         headers: sent with the request.
         seconds: for the whole answer, however slowly it trickles.
@@ -121,20 +122,31 @@ def fetch(
     Raises:
         CollateralFetchError: no whole answer.
     """
+    if seconds <= 0:
+        raise CollateralFetchError(f"{url}: no whole answer in time")
+    used = client or httpx.Client()
     answers: list[tuple[int, Answer] | CollateralFetchError] = []
 
     def ask() -> None:
         try:
-            answers.append(_answer(client, url, headers, seconds))
+            answers.append(_answer(used, url, headers, seconds))
         except CollateralFetchError as error:
             answers.append(error)
+        except Exception as error:  # a name that is none, say; not its words: they quote headers
+            words = f"the request cannot be made ({type(error).__name__})"
+            answers.append(CollateralFetchError(f"{url}: {words}"))
 
     # In a thread of its own: the library's times are for single steps, and a service that sends
-    # its headers byte by byte takes none of them. Such a thread is left to itself.
+    # its headers byte by byte takes none of them.
     thread = threading.Thread(target=ask, daemon=True)
-    if seconds > 0:
+    try:
         thread.start()
         thread.join(seconds)
+    except RuntimeError as error:
+        raise CollateralFetchError(f"{url}: no thread is left to ask it") from error
+    finally:
+        if client is None:
+            used.close()
     if not answers:
         raise CollateralFetchError(f"{url}: no whole answer in time")
     if isinstance(answers[0], CollateralFetchError):
@@ -146,8 +158,13 @@ def _answer(
     client: httpx.Client, url: str, headers: Mapping[str, str] | None, seconds: float
 ) -> tuple[int, Answer]:
     end = time.monotonic() + seconds
+    # Nothing is unpacked: a few hundred bytes may become gigabytes.
+    asked = {**(headers or {}), "Accept-Encoding": "identity"}
     try:
-        with client.stream("GET", url, headers=headers, timeout=seconds) as response:
+        with client.stream("GET", url, headers=asked, timeout=seconds) as response:
+            found = {name.lower(): value for name, value in response.headers.items()}
+            if found.get("content-encoding", "identity") != "identity":
+                raise CollateralFetchError(f"{url}: a packed answer, which was not asked for")
             body = bytearray()
             for piece in response.iter_bytes():
                 body += piece
@@ -155,7 +172,6 @@ def _answer(
                     raise CollateralFetchError(f"{url}: more than {MAX_COLLATERAL_SIZE} bytes")
                 if time.monotonic() > end:
                     raise CollateralFetchError(f"{url}: no whole answer in time")
-            found = {name.lower(): value for name, value in response.headers.items()}
             return response.status_code, Answer(bytes(body), found)
     except httpx.LocalProtocolError as error:  # whose text quotes headers, an API key among them
         raise CollateralFetchError(f"{url}: the request cannot be made") from error
@@ -260,7 +276,7 @@ class CollateralCache:
             if slot.collateral is None or slot.expires > limit:
                 continue
             try:
-                collateral = self._ask(kind)
+                collateral = self._ask(kind, slot.expires)
             except AttestationError as error:
                 self._on_failure(error)
                 continue
@@ -269,14 +285,21 @@ class CollateralCache:
 
     def _fetch(self, kind: PlatformKind, slot: _Slot) -> Collateral:
         try:
-            return slot.keep(self._ask(kind))
+            return slot.keep(self._ask(kind, self._clock()))
         except AttestationError as error:
             slot.failure, slot.failed_at = error, self._clock()
             raise
 
-    def _ask(self, kind: PlatformKind) -> Collateral:
+    def _ask(self, kind: PlatformKind, until: datetime.datetime) -> Collateral:
+        """Fetch collateral that holds at least ``until`` then, and keep it on disk."""
         collateral = self._source.get(kind)
-        expires(collateral)  # what cannot be read is not kept
+        end = expires(collateral)
+        if end < until:
+            raise CollateralFetchError(
+                f"the service's collateral runs out on {end.isoformat()}, expected"
+                f" {until.isoformat()} or later",
+                hint="the service is behind, or this machine's clock is ahead",
+            )
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             write_atomically(self._path(kind), collateral.to_json().encode())

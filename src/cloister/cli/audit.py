@@ -92,4 +92,4 @@ def _log(database: str, store_key: str | None) -> AuditLog:
     from cloister.provision.tables import AUDIT
 
     key = load_store_key(store_key) if store_key else None
-    return AuditLog(open_database(database, existing=AUDIT), key)
+    return AuditLog(open_database(database, existing=[AUDIT]), key)

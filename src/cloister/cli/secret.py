@@ -161,6 +161,7 @@ def remove(name: str, store: str, store_key: str, as_json: bool) -> None:
 def _open(database: str, *, existing: bool = True) -> SecretStore:
     from cloister.provision.database import open_database
     from cloister.provision.store import SecretStore
-    from cloister.provision.tables import SECRETS
+    from cloister.provision.tables import SECRETS, SECRETS_CHANGES
 
-    return SecretStore(open_database(database, existing=SECRETS if existing else None))
+    tables = [SECRETS, SECRETS_CHANGES] if existing else []
+    return SecretStore(open_database(database, existing=tables))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
 
@@ -25,7 +26,13 @@ from cloister.attestation.pcs import (
     Answer,
     signed_member,
 )
-from cloister.attestation.service import INTEL_PCS, crl_location, fetch
+from cloister.attestation.service import (
+    INTEL_PCS,
+    RETRY_AFTER,
+    TIMEOUT,
+    crl_location,
+    fetch,
+)
 from cloister.attestation.signatures import (
     QE_IDS,
     list_issuer,
@@ -36,6 +43,8 @@ from cloister.attestation.signatures import (
 from cloister.attestation.supplement import require_crl_issuer
 from cloister.errors import AttestationError, CollateralFetchError, CollateralNotFoundError
 
+REFRESH_SECONDS = 3.0
+"""How long a service has to answer where what is kept would do."""
 REFRESH_BEFORE = datetime.timedelta(days=7)
 CERTIFICATE_LIFETIME = datetime.timedelta(days=1)
 """PCK certificates have no next update; they are asked for again after a day."""
@@ -60,7 +69,7 @@ class CachingBackend:
         clock: gives the present time (aware).
         upstream: base address of the service.
         api_key: sent with requests for PCK certificates; None sends none.
-        client: makes the requests.
+        client: makes the requests; None takes one of its own for each.
     """
 
     def __init__(
@@ -79,21 +88,32 @@ class CachingBackend:
         self._clock = clock
         self._upstream = upstream.rstrip("/")
         self._api_key = api_key
-        self._client = client or httpx.Client(timeout=20)
+        self._client = client
+        self._refreshed: dict[str, datetime.datetime] = {}
+        self._lock = threading.Lock()
 
     def answer(self, path: str, parameters: Mapping[str, str]) -> Answer:
         """Return the answer for a path of the API; see :class:`cloister.pccs.app.Backend`."""
         url = self._url(path, parameters)
         kept = self._kept(url)
         now = self._clock()
-        if kept is not None and now + REFRESH_BEFORE < kept[1]:
+        if kept is None or kept[1] < now:
+            return self._fetch(path, url, parameters, until=now, seconds=TIMEOUT)
+        if now + REFRESH_BEFORE < kept[1] or not self._is_due(url, now):
             return kept[0]
         try:
-            return self._fetch(path, url, parameters)
+            return self._fetch(path, url, parameters, until=kept[1], seconds=REFRESH_SECONDS)
         except CollateralFetchError:
-            if kept is not None and now <= kept[1]:
-                return kept[0]
-            raise
+            return kept[0]
+
+    def _is_due(self, url: str, now: datetime.datetime) -> bool:
+        """Tell whether to ask again for what still holds; not for each client that asks."""
+        with self._lock:
+            before = self._refreshed.get(url)
+            if before is not None and now < before + RETRY_AFTER:
+                return False
+            self._refreshed[url] = now
+            return True
 
     def _url(self, path: str, parameters: Mapping[str, str]) -> str:
         if path.endswith("/rootcacrl"):
@@ -112,8 +132,16 @@ class CachingBackend:
         expires = datetime.datetime.fromtimestamp(row.expires, tz=datetime.timezone.utc)
         return Answer(row.body, json.loads(row.headers)), expires
 
-    def _fetch(self, path: str, url: str, parameters: Mapping[str, str]) -> Answer:
-        answer = self._ask(path, url)
+    def _fetch(
+        self,
+        path: str,
+        url: str,
+        parameters: Mapping[str, str],
+        *,
+        until: datetime.datetime,
+        seconds: float,
+    ) -> Answer:
+        answer = self._ask(path, url, seconds)
         try:
             self._require_asked(path, answer, parameters)
             self._require_signed(path, answer)
@@ -122,6 +150,8 @@ class CachingBackend:
             raise CollateralFetchError(f"{url}: {error.message}") from error
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise CollateralFetchError(f"{url}: an answer that cannot be read") from error
+        if expires < until.timestamp():
+            raise CollateralFetchError(f"{url}: an answer that runs out too early")
         values = {
             "body": answer.body,
             "headers": json.dumps(dict(answer.headers)),
@@ -132,11 +162,11 @@ class CachingBackend:
             connection.execute(sa.insert(_ANSWERS).values(url=url, **values))
         return answer
 
-    def _ask(self, path: str, url: str) -> Answer:
+    def _ask(self, path: str, url: str, seconds: float) -> Answer:
         headers = {}
         if self._api_key is not None and path.endswith("/pckcert"):
             headers["Ocp-Apim-Subscription-Key"] = self._api_key
-        status, answer = fetch(self._client, url, headers=headers)
+        status, answer = fetch(self._client, url, headers=headers, seconds=seconds)
         if status in (httpx.codes.NOT_FOUND, httpx.codes.BAD_REQUEST):
             raise CollateralNotFoundError(f"the service has no {path} for these parameters")
         if status != httpx.codes.OK:

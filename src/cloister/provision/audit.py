@@ -276,9 +276,11 @@ class AuditWriter:
         raise AuditError(f"audit log: not written within {_WAIT_SECONDS:g} seconds")
 
     def _lead(self) -> None:
-        with self._lock:
-            batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+        batch: list[_Pending] = []
         try:
+            with self._lock:
+                while self._waiting and len(batch) < _BATCH:
+                    batch.append(self._waiting.popleft())
             self._write(batch)
         finally:
             with self._lock:

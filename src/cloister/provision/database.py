@@ -11,7 +11,7 @@ import datetime
 import os
 import sqlite3
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ _MAKING = "cloister secret put makes a store of secrets, cloister serve --audit 
 _READ_ONLY = "cloister_read_only"
 
 
-def open_database(url: str, *, existing: sa.Table | None = None) -> sa.Engine:
+def open_database(url: str, *, existing: Sequence[sa.Table] = ()) -> sa.Engine:
     """Open a database.
 
     Args:
         url: ``sqlite:///FILE``, ``postgresql://USER@HOST/NAME``, or a plain file name.
-        existing: it must be there, with this table; None makes what is missing.
+        existing: tables that must be there; without any, what is missing is made.
 
     Raises:
         InputError: the address is malformed, or of a kind that is not supported; or there is
@@ -48,13 +48,13 @@ def open_database(url: str, *, existing: sa.Table | None = None) -> sa.Engine:
         ) from error
     kind = parsed.get_backend_name()
     if kind == "sqlite":
-        engine = _sqlite(parsed, existing=existing is not None)
+        engine = _sqlite(parsed, existing=bool(existing))
     elif kind == "postgresql":
         engine = _postgresql(parsed)
     else:
         raise InputError(f"database: {kind} is not supported; there are sqlite and postgresql")
-    if existing is not None:
-        _require_table(engine, existing)
+    if existing:
+        _require_tables(engine, existing)
     else:
         _make_tables(engine)
     return engine
@@ -96,11 +96,13 @@ def _sqlite(url: sa.URL, *, existing: bool) -> sa.Engine:
     return engine
 
 
-def _require_table(engine: sa.Engine, table: sa.Table) -> None:
+def _require_tables(engine: sa.Engine, tables: Sequence[sa.Table]) -> None:
     with failures_are_ours():
-        is_there = sa.inspect(engine).has_table(table.name)
-    if not is_there:
-        raise InputError("database: it is not a key server's", hint=_MAKING)
+        there = set(sa.inspect(engine).get_table_names())
+    if not {table.name for table in tables} <= there:
+        raise InputError(
+            "database: it is not a key server's, or of a version before this one", hint=_MAKING
+        )
 
 
 def _make_tables(engine: sa.Engine) -> None:

@@ -94,8 +94,7 @@ class SecretStore:
             StoreKeyError: the store belongs to another key, or was changed without it.
             StoreError: the database refused.
         """
-        if not _NAME.fullmatch(name):
-            raise InputError(f"secret {name!r}: not a name (letters, digits, _, . and -)")
+        _require_name(name)
         if not 0 < len(value) <= MAX_SECRET_SIZE:
             raise InputError(f"secret {name}: {len(value)} bytes, expected 1 to {MAX_SECRET_SIZE}")
         parse_policy(policy)
@@ -114,6 +113,7 @@ class SecretStore:
             InputError: there is none of that name.
             StoreKeyError: the store belongs to another key, or was changed without it.
         """
+        _require_name(name)
         with writing(self._engine, SECRETS) as connection:
             head, _ = _listed(connection, key)
             removed = connection.execute(sa.delete(SECRETS).where(SECRETS.c.name == name))
@@ -156,6 +156,11 @@ class SecretStore:
                 why = f"stored secret {row.name}: {error.message}"
                 failures.append(type(error)(why, hint=error.hint))
         return Loaded(head, secrets, failures)
+
+
+def _require_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InputError(f"secret {name!r}: not a name (letters, digits, _, . and -)")
 
 
 Row = sa.Row[tuple[str, str, bytes, str]]
