@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from cloister.doctor import _gramine
 from cloister.errors import CloisterError, InputError, ManifestError
 from cloister.manifest.parse import ManifestText
 from cloister.platforms.base import choose_name
-from cloister.platforms.gramine import installation, messages, presence
+from cloister.platforms.gramine import installation, presence
 from cloister.platforms.gramine import run as running
 from cloister.platforms.gramine.translation import Host, Runtime, for_direct, for_sgx
 from cloister.sgx.sigstruct import Sigstruct
@@ -168,12 +168,25 @@ def test_direct_refuses_sealing_keys_and_keys_of_nothing() -> None:
 # --- build and run -------------------------------------------------------------------------------
 
 
+Install = Callable[[str], Path]
+
+
 @pytest.fixture
-def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The stand-in, first in PATH."""
-    directory = install(tmp_path / "gramine")
-    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
-    return directory
+def put_in_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Return a function that installs the stand-in of a version, first in PATH."""
+
+    def put(version: str) -> Path:
+        directory = install(tmp_path / "gramine", version=version)
+        monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+        return directory
+
+    return put
+
+
+@pytest.fixture
+def programs(put_in_path: Install) -> Path:
+    """The stand-in of the newest version, first in PATH."""
+    return put_in_path("1.9")
 
 
 @pytest.fixture
@@ -226,15 +239,14 @@ def test_build_signs_for_gramine_where_there_is_sgx(
 @pytest.mark.parametrize("version", ["1.6", "1.7", "1.8"])
 def test_each_version_gets_the_manifest_that_it_reads(
     version: str,
+    put_in_path: Install,
     with_sgx: None,
     app: Path,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Before 1.8 the library OS is a URI, and trusted like any other file."""
-    directory = install(tmp_path / version, version=version)
-    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    put_in_path(version)
     monkeypatch.setenv("STANDIN_RELEASES", KEY.hex())
     assert run(BUILD) == 0
     assert run(["run", "app"]) == 0
@@ -294,11 +306,9 @@ def test_direct_mode_takes_no_options_of_enclaves(
 
 
 def test_an_old_gramine_does_not_stop_our_own_build(
-    with_sgx: None, app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    directory = install(tmp_path / "old", version="1.5")
-    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    put_in_path: Install, with_sgx: None, app: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_in_path("1.5")
     assert run([*BUILD, "--policy", "p.toml"]) == 0
     said = capsys.readouterr()
     assert "note: not built for Gramine: Gramine 1.5 is installed" in said.err
@@ -497,102 +507,6 @@ def test_sgx_comes_first(programs: Path, with_sgx: None) -> None:
     assert choose_name() == "gramine"
 
 
-# --- messages ------------------------------------------------------------------------------------
-
-
-def translated(*pieces: bytes) -> bytes:
-    out = io.BytesIO()
-    translator = messages.Translator(lambda data: (out.write(data), None)[1])
-    for piece in pieces:
-        translator.feed(piece)
-    translator.finish()
-    return out.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        (
-            "[P1:T1:python3] warning: Disallowing access to file 'x.py'; file is not allowed.",
-            "denied: file x.py",
-        ),
-        (
-            "[P1:T1:app] error: Disallowing write/append to a trusted file 'x'",
-            "writing trusted file x",
-        ),
-        (
-            'error: Mounting "file:X" (chroot) under /p failed: No such file or directory (ENOENT)',
-            "mount of X at /p failed: No such file or directory (ENOENT)",
-        ),
-        ("error: PAL failed at parsing the manifest: INVAL", "does not read the manifest: INVAL"),
-        (
-            "Cannot connect to AESM service (tried sgx_aesm_socket_base and "
-            "/var/run/aesmd/aesm.socket UNIX sockets).",
-            "quoting service aesmd does not answer",
-        ),
-        (
-            "error: Cannot open device /dev/sgx_enclave. This may happen because the current user"
-            " has insufficient permissions",
-            "/dev/sgx_enclave does not open",
-        ),
-        (
-            "error: Cannot connect to aesm_service (tried sgx_aesm_socket_base and "
-            "/var/run/aesmd/aesm.socket UNIX sockets).",
-            "quoting service aesmd does not answer",
-        ),
-        ("error: AESM service returned error 44; this may indicate that", "error 44"),
-        ("error: Initializing enclave failed: -22", "the processor does not start this enclave"),
-        ("error: No 'loader.entrypoint' is specified in the manifest", "not the one for which"),
-        (
-            "[P1:T1:] (libos_init.c:1:f) error: libos_init() failed in init_exec_handle: "
-            "Permission denied (EACCES)",
-            "not trusted, or not executable",
-        ),
-    ],
-)
-def test_lines_of_gramine(line: str, expected: str) -> None:
-    told = translated(line.encode() + b"\n").decode()
-    assert told.startswith("cloister: ")
-    assert expected in told
-
-
-def test_everything_else_passes_through_as_it_is() -> None:
-    for data in (b"plain\n", b"\xff\x00binary", b"[not gramine\n", b"error: of the program\n"):
-        assert translated(data) == data
-    whole = b"Password: "
-    out: list[bytes] = []
-    messages.Translator(out.append).feed(whole)
-    assert b"".join(out) == whole, "a prompt is shown before its line ends"
-
-
-def test_what_looks_like_gramines_after_the_program_spoke_is_the_programs() -> None:
-    started = b"[P1:T1:x] warning: Disallowing access to file 'f'; file is not allowed.\n"
-    own = b"reading config\nerror: Cannot parse 'config.yaml': bad line\nerror: PAL failed\n" * 2
-    assert translated(own) == own
-    assert translated(own, started).startswith(own + b"cloister: denied: file f")
-    translator = messages.Translator(lambda _: None)
-    translator.feed(own)
-    assert not translator.failed_to_start
-
-
-def test_the_list_of_insecure_options_is_no_word_of_the_program() -> None:
-    banner = (
-        b"-----\nGramine detected the following insecure configurations:\n\n  - sgx.debug = true\n"
-    )
-    told = translated(banner, b"error: PAL failed at parsing the manifest: INVAL\n")
-    assert told.startswith(banner + b"cloister: Gramine does not read the manifest")
-    whole = banner + b"error: PAL failed at parsing the manifest: INVAL\n"
-    for size in (1, 7, 20):
-        assert translated(*(whole[i : i + size] for i in range(0, len(whole), size))) == told
-
-
-def test_a_line_may_come_in_pieces() -> None:
-    line = b"[P1:T1:x] warning: Disallowing access to file 'f'; file is not allowed.\n"
-    pieces = [line[i : i + 1] for i in range(len(line))]
-    assert translated(*pieces) == translated(line)
-    assert translated(line, line) == translated(line), "told once"
-
-
 # --- this machine --------------------------------------------------------------------------------
 
 
@@ -605,10 +519,7 @@ def test_doctor_finds_gramine(programs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["1.5", "1.10", "2.0"])
-def test_other_versions_are_refused(
-    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory = install(tmp_path / "other", version=version)
-    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+def test_other_versions_are_refused(version: str, put_in_path: Install) -> None:
+    put_in_path(version)
     with pytest.raises(CloisterError, match=r"expected 1\.6 to 1\.9"):
         _ = installation.Installation.here().title

@@ -134,22 +134,13 @@ def prepare(text: ManifestText, base: Path, settings: Settings, tree: FileTree) 
     if text.manifest.cloister.trusted_index is not None:
         raise text.problem(("cloister", "trusted_index"), "only the signer writes this")
     trusted = _Trusted(text, base, settings, tree)
-    notes: tuple[str, ...] = ()
     index: bytes | None = None
     if settings.format is Format.GRAMINE:
-        from cloister.manifest.gramine_format import gramine_document
-
-        document, notes = gramine_document(
-            text,
-            trusted.entries(),
-            trusted.lines(),
-            base,
-            entrypoint_is_uri=settings.entrypoint_is_uri,
-        )
+        document, notes = _for_gramine(text, trusted, base, settings)
     else:
         index = trusted.index()
         document = _with_index(text.document, index)
-    notes += trusted.notes()
+        notes = trusted.notes()
     signed = tomli_w.dumps(document).encode()
     manifest = Manifest.model_validate(document)
     measurement = _remembered(signed, manifest, settings)
@@ -163,9 +154,16 @@ def with_hashes(
 
     It is not measured, so that it may also be one for ``gramine-direct``; else as :func:`prepare`.
     """
+    trusted = _Trusted(text, base, dataclasses.replace(settings, format=Format.GRAMINE), tree)
+    document, notes = _for_gramine(text, trusted, base, settings)
+    return tomli_w.dumps(document).encode(), notes
+
+
+def _for_gramine(
+    text: ManifestText, trusted: _Trusted, base: Path, settings: Settings
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     from cloister.manifest.gramine_format import gramine_document
 
-    trusted = _Trusted(text, base, dataclasses.replace(settings, format=Format.GRAMINE), tree)
     document, notes = gramine_document(
         text,
         trusted.entries(),
@@ -173,7 +171,7 @@ def with_hashes(
         base,
         entrypoint_is_uri=settings.entrypoint_is_uri,
     )
-    return tomli_w.dumps(document).encode(), notes
+    return document, (*notes, *trusted.notes())
 
 
 def prepare_final(data: bytes, text: ManifestText, index: bytes | None, libpal: bytes) -> Prepared:

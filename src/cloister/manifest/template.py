@@ -21,13 +21,9 @@ from cloister.manifest.libraries import Libraries, read_dynamic
 from cloister.manifest.python_environment import PythonEnvironment, ask, python_environment
 from cloister.manifest.tree import FileTree
 
-_GRAMINE_DIRECTORIES = (
-    "/usr/lib/x86_64-linux-gnu/gramine",
-    "/usr/lib64/gramine",
-    "/usr/local/lib/x86_64-linux-gnu/gramine",
-)
-
-_BELOW_PREFIX = ("lib/x86_64-linux-gnu/gramine", "lib64/gramine", "lib/gramine")
+BELOW_PREFIX = ("lib/x86_64-linux-gnu/gramine", "lib64/gramine", "lib/gramine")
+"""Where Gramine's libraries are below the prefix of its installation."""
+_PREFIXES = ("/usr", "/usr/local")
 
 
 class Template:
@@ -220,10 +216,10 @@ class Installation:
     def pkglibdir(self) -> str:
         """Gramine's directory of libraries: beside its programs, or where packages put it."""
         program = shutil.which("gramine-direct") or shutil.which("gramine-sgx-sign")
-        prefix = [] if program is None else [Path(program).resolve().parent.parent]
-        beside = [str(each / below) for each in prefix for below in _BELOW_PREFIX]
-        places = [*beside, *_GRAMINE_DIRECTORIES]
-        return next((path for path in places if Path(path).is_dir()), _GRAMINE_DIRECTORIES[0])
+        beside = [] if program is None else [Path(program).resolve().parent.parent]
+        usual = [Path(prefix) / below for prefix in _PREFIXES for below in BELOW_PREFIX]
+        places = [*(prefix / below for prefix in beside for below in BELOW_PREFIX), *usual]
+        return str(next((place for place in places if place.is_dir()), usual[0]))
 
     @property
     def libos(self) -> str:

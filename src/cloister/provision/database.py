@@ -82,7 +82,7 @@ def _sqlite(url: sa.URL, *, existing: bool) -> sa.Engine:
     if existing and not path.exists():
         raise InputError(f"{path}: there is no such database", hint=_MAKING)
     try:
-        # Only its owner reads it; and no connection of later makes it anew where it was taken away.
+        # Only its owner reads it, and no later connection makes it anew where it was taken away.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise StoreError(f"database {path}: {error.strerror}", hint=_UNREACHABLE) from error

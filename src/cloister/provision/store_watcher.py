@@ -41,7 +41,6 @@ class StoreWatcher:
         self._head: Head | None = None
         self._seen = Head()
         self._failures: list[CloisterError] = []
-        self._is_away = False
         self._retired: list[tuple[float, tuple[Secret, ...]]] = []
         self.problem: str | None = None
 
@@ -51,15 +50,12 @@ class StoreWatcher:
         try:
             if self.store.head() != self._head:
                 self.reload()
-            elif self._is_away:
-                self._tell(self._failures)
-            self._is_away = False
+            self._tell(self._failures)
         except CloisterError as error:
             if isinstance(error, StoreKeyError):
                 self._head = None
                 if self.judge.secrets:
                     self._release(())
-            self._is_away = True
             self._tell([error])
 
     def reload(self) -> None:

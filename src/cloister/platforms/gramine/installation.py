@@ -14,13 +14,13 @@ from pathlib import Path
 from cloister.errors import PlatformError
 from cloister.manifest.clib import runtime_directory
 from cloister.manifest.libraries import read_dynamic
+from cloister.manifest.template import BELOW_PREFIX
 from cloister.platforms.gramine.translation import Runtime
 from cloister.provision.variables import LIBRARY
 
 OLDEST, NEWEST = (1, 6), (1, 9)
 PROGRAMS = ("gramine-direct", "gramine-sgx", "gramine-sgx-sign")
 _LIBOS = "libsysdb.so"
-_BELOW_PREFIX = ("lib/x86_64-linux-gnu/gramine", "lib64/gramine", "lib/gramine")
 _INSTALL = "install Gramine 1.6 to 1.9: https://gramine.readthedocs.io/en/stable/installation.html"
 
 
@@ -161,5 +161,5 @@ def _library_directories(program: Path) -> Iterator[Path]:
         yield Path(match[1])
     prefixes = (program.parent.parent, program.resolve().parent.parent)
     for prefix in dict.fromkeys((*prefixes, Path("/usr"), Path("/usr/local"))):
-        for below in _BELOW_PREFIX:
+        for below in BELOW_PREFIX:
             yield prefix / below

@@ -1,0 +1,102 @@
+"""What Gramine and a program print on one standard error, told apart and translated."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from cloister.platforms.gramine import messages
+
+
+def translated(*pieces: bytes) -> bytes:
+    out = io.BytesIO()
+    translator = messages.Translator(lambda data: (out.write(data), None)[1])
+    for piece in pieces:
+        translator.feed(piece)
+    translator.finish()
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "[P1:T1:python3] warning: Disallowing access to file 'x.py'; file is not allowed.",
+            "denied: file x.py",
+        ),
+        (
+            "[P1:T1:app] error: Disallowing write/append to a trusted file 'x'",
+            "writing trusted file x",
+        ),
+        (
+            'error: Mounting "file:X" (chroot) under /p failed: No such file or directory (ENOENT)',
+            "mount of X at /p failed: No such file or directory (ENOENT)",
+        ),
+        ("error: PAL failed at parsing the manifest: INVAL", "does not read the manifest: INVAL"),
+        (
+            "Cannot connect to AESM service (tried sgx_aesm_socket_base and "
+            "/var/run/aesmd/aesm.socket UNIX sockets).",
+            "quoting service aesmd does not answer",
+        ),
+        (
+            "error: Cannot open device /dev/sgx_enclave. This may happen because the current user"
+            " has insufficient permissions",
+            "/dev/sgx_enclave does not open",
+        ),
+        (
+            "error: Cannot connect to aesm_service (tried sgx_aesm_socket_base and "
+            "/var/run/aesmd/aesm.socket UNIX sockets).",
+            "quoting service aesmd does not answer",
+        ),
+        ("error: AESM service returned error 44; this may indicate that", "error 44"),
+        ("error: Initializing enclave failed: -22", "the processor does not start this enclave"),
+        ("error: No 'loader.entrypoint' is specified in the manifest", "not the one for which"),
+        (
+            "[P1:T1:] (libos_init.c:1:f) error: libos_init() failed in init_exec_handle: "
+            "Permission denied (EACCES)",
+            "not trusted, or not executable",
+        ),
+    ],
+)
+def test_lines_of_gramine(line: str, expected: str) -> None:
+    told = translated(line.encode() + b"\n").decode()
+    assert told.startswith("cloister: ")
+    assert expected in told
+
+
+def test_everything_else_passes_through_as_it_is() -> None:
+    for data in (b"plain\n", b"\xff\x00binary", b"[not gramine\n", b"error: of the program\n"):
+        assert translated(data) == data
+    whole = b"Password: "
+    out: list[bytes] = []
+    messages.Translator(out.append).feed(whole)
+    assert b"".join(out) == whole, "a prompt is shown before its line ends"
+
+
+def test_what_looks_like_gramines_after_the_program_spoke_is_the_programs() -> None:
+    started = b"[P1:T1:x] warning: Disallowing access to file 'f'; file is not allowed.\n"
+    own = b"reading config\nerror: Cannot parse 'config.yaml': bad line\nerror: PAL failed\n" * 2
+    assert translated(own) == own
+    assert translated(own, started).startswith(own + b"cloister: denied: file f")
+    translator = messages.Translator(lambda _: None)
+    translator.feed(own)
+    assert not translator.failed_to_start
+
+
+def test_the_list_of_insecure_options_is_no_word_of_the_program() -> None:
+    banner = (
+        b"-----\nGramine detected the following insecure configurations:\n\n  - sgx.debug = true\n"
+    )
+    told = translated(banner, b"error: PAL failed at parsing the manifest: INVAL\n")
+    assert told.startswith(banner + b"cloister: Gramine does not read the manifest")
+    whole = banner + b"error: PAL failed at parsing the manifest: INVAL\n"
+    for size in (1, 7, 20):
+        assert translated(*(whole[i : i + size] for i in range(0, len(whole), size))) == told
+
+
+def test_a_line_may_come_in_pieces() -> None:
+    line = b"[P1:T1:x] warning: Disallowing access to file 'f'; file is not allowed.\n"
+    pieces = [line[i : i + 1] for i in range(len(line))]
+    assert translated(*pieces) == translated(line)
+    assert translated(line, line) == translated(line), "told once"
