@@ -20,6 +20,7 @@ import pytest
 from cloister.platforms.simulated import SimulatedPlatform
 from cloister.provision.certificates import make_server_certificates
 from key_server import KEY, UTC, Server, Setting, Start
+from key_store import Store
 
 
 def _account() -> str | None:
@@ -156,3 +157,13 @@ def serve(setting: Setting, serve_with: Callable[..., Server]) -> Callable[..., 
 def serve_store(serve_with: Callable[..., Server]) -> Callable[..., Server]:
     """Return a function that serves a store."""
     return serve_with
+
+
+@pytest.fixture
+def store(setting: Setting, database_url: str) -> Store:
+    return Store(setting, database_url)
+
+
+@pytest.fixture
+def sqlite_store(setting: Setting, tmp_path: Path) -> Store:
+    return Store(setting, str(tmp_path / "keys.db"))
