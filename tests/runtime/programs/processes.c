@@ -99,9 +99,14 @@ CHECK(many_processes) {
 }
 
 CHECK(wait_forms) {
+    int go_on[2];
+    pipe(go_on);
     pid_t child = fork();
     if (!child) {
+        char byte;
         raise(SIGSTOP);
+        // A child that has already ended would be reported as that, not as continued.
+        read(go_on[0], &byte, 1);
         _exit(3);
     }
     int status;
@@ -110,6 +115,9 @@ CHECK(wait_forms) {
     kill(child, SIGCONT);
     waitpid(child, &status, WCONTINUED);
     say("%d", WIFCONTINUED(status));
+    write(go_on[1], "", 1);
+    close(go_on[0]);
+    close(go_on[1]);
     siginfo_t i;
     works("waitid", waitid(P_PID, child, &i, WEXITED | WNOWAIT));
     say("%d %d", i.si_code == CLD_EXITED, i.si_status);
