@@ -7,6 +7,6 @@
 - ``view``: the tree as a FUSE file system
 - ``environment``: arguments and environment (pure)
 - ``linux``, ``seccomp``, ``forks``, ``sandbox``: system calls, their filter, the application's
-  processes; ``alertness``: processors kept awake while it waits
+  processes; ``processors``: who works on which, and none asleep while it waits
 - ``load``, ``launch``: from an application's name to its exit code; ``journal``: what is reported
 """

@@ -187,6 +187,7 @@ def fetch_ahead(foreseen: Steps) -> None:
         with contextlib.suppress(OSError):
             if path.endswith("/"):
                 os.listdir(path)
+                os.stat(path)  # listing made the kernel forget when it was last read
             elif spans:
                 _read_ahead(path, spans, buffer)
             else:

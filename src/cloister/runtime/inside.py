@@ -32,6 +32,7 @@ from cloister.runtime.plan import (
     MemoryUse,
     Plan,
 )
+from cloister.runtime.processors import Processors
 from cloister.runtime.seccomp import filter_program
 from cloister.runtime.supervisor import Supervisor
 from cloister.runtime.tree import ABSENT_FILE, EMPTY_DIRECTORY, HIDDEN, KernelMount
@@ -51,7 +52,7 @@ _HINTS = {
 
 
 def enter_namespaces(
-    parents: socket.socket, control: socket.socket, uid: int, gid: int
+    parents: socket.socket, control: socket.socket, processors: Processors, uid: int, gid: int
 ) -> NoReturn:
     """First forked process: namespaces and the tree's mount; forks process 1 and exits."""
     step = "user namespace"
@@ -79,7 +80,7 @@ def enter_namespaces(
         if init == 0:
             with never_returning():
                 os.close(fuse)
-                _run_as_process_one(control)
+                _run_as_process_one(control, processors)
         socket.send_fds(control, [b"fuse"], [fuse])
         control.sendall(LENGTH.pack(init))
     except OSError as error:
@@ -96,7 +97,7 @@ def _write(path: str, text: str) -> None:
         os.close(descriptor)
 
 
-def _run_as_process_one(control: socket.socket) -> NoReturn:
+def _run_as_process_one(control: socket.socket, processors: Processors) -> NoReturn:
     """Process 1: mounts, starts the program, reaps, reports how it ended."""
     try:
         linux.set_dumpable(False)
@@ -120,7 +121,7 @@ def _run_as_process_one(control: socket.socket) -> NoReturn:
         supervisor = Supervisor(_listener_from(ours), plan.limits)
         if plan.foreseen and os.fork() == 0:
             with never_returning():
-                fetch_ahead(plan.foreseen)
+                _fetch_ahead(plan, processors)
         code = _reap_until(program, supervisor)
         for text in supervisor.reached.values():
             control.sendall(STATUS.pack(TOLD, len(text)) + text.encode("ascii"))
@@ -131,6 +132,16 @@ def _run_as_process_one(control: socket.socket) -> NoReturn:
         _fail(control, f"{PREPARING}: {error.filename or ''}: {error.strerror}")
     control.sendall(STATUS.pack(EXITED, code))
     os._exit(0)
+
+
+def _fetch_ahead(plan: Plan, processors: Processors) -> None:
+    """Fetch what is foreseen, on the processor that the runtime shares meanwhile."""
+    try:
+        if plan.processor is not None:
+            os.sched_setaffinity(0, {plan.processor})
+        fetch_ahead(plan.foreseen)
+    finally:
+        processors.leave()
 
 
 def _memory_use(path: str) -> MemoryUse:

@@ -23,7 +23,6 @@ from cloister.manifest.index import TrustedIndex
 from cloister.manifest.uris import file_path
 from cloister.platforms.base import Enclave, SealingPolicy
 from cloister.provision.variables import SET_KEY, is_asked, without_provisioning
-from cloister.runtime.alertness import Alertness
 from cloister.runtime.attestation import SEALING_KEYS, attestation_directory
 from cloister.runtime.environment import arguments, declared, environment
 from cloister.runtime.foresight import Record, Trail
@@ -34,6 +33,7 @@ from cloister.runtime.mounts import build_tree, key_of, uri_node
 from cloister.runtime.names import DEFAULT_HOST_NAME, host_name
 from cloister.runtime.plan import Plan
 from cloister.runtime.policy import DirectRules, EnclaveRules, PathSet, Rules, WatchedRules
+from cloister.runtime.processors import Processors
 from cloister.runtime.sandbox import Sandbox, harden_this_process
 from cloister.runtime.scene import Scene
 from cloister.runtime.tree import read_node
@@ -91,14 +91,14 @@ def run(program: Program, start_enclave: StartEnclave | None, journal: Journal) 
     if loader.log_file is not None:
         journal.write_to(program.base / loader.log_file)
     with (
-        contextlib.closing(Alertness()) as alertness,
-        contextlib.closing(Sandbox(loader.uid, loader.gid)) as sandbox,
+        contextlib.closing(Processors()) as processors,
+        contextlib.closing(Sandbox(processors, loader.uid, loader.gid)) as sandbox,
     ):
         harden_this_process()
         enclave = None if start_enclave is None else start_enclave()
         keys = _keyring(program.manifest, enclave)
         try:
-            return _Run(program, enclave, keys, journal).through(sandbox, alertness)
+            return _Run(program, enclave, keys, journal).through(sandbox, processors)
         finally:
             keys.wipe()
             if enclave is not None:
@@ -136,7 +136,7 @@ class _Run:
         self._quote = attestation.mounted.get(b"quote")
         self._tree = build_tree(self._manifest, self._scene, keys, program.base, attestation)
 
-    def through(self, sandbox: Sandbox, alertness: Alertness) -> int:
+    def through(self, sandbox: Sandbox, processors: Processors) -> int:
         """Get the key, start the program, serve its files, return its exit code."""
         host = self._program.host_environment
         secrets = self._provision(declared(self._manifest, host))
@@ -145,6 +145,7 @@ class _Run:
         extra_names = self._manifest.sys.enable_extra_runtime_domain_names_conf
         argv = arguments(self._manifest, self._program.arguments, self._read_uri)
         record = None if self._enclave is None else _record(self._enclave, argv)
+        foreseen = {} if record is None else record.foreseen
         plan = Plan(
             executable=self._inside(self._manifest.libos.entrypoint),
             arguments=argv,
@@ -153,7 +154,8 @@ class _Run:
             mounts=self._tree.kernel_mounts,
             host_name=host_name() if extra_names else DEFAULT_HOST_NAME,
             limits=limits_of(self._manifest, enclave=self._enclave is not None),
-            foreseen={} if record is None else record.foreseen,
+            foreseen=foreseen,
+            processor=processors.share() if foreseen else None,
         )
         trail = None if record is None else Trail(names=not record.foreseen)
         # What is loaded by now stays to the end; the collector need not look at it again.
@@ -161,7 +163,7 @@ class _Run:
         with forwarded_signals(sandbox.forward):
             sandbox.start(plan)
             view = self._view(trail)
-            Server(sandbox.fuse, view, self._crashed, on_request=alertness.beat).serve()
+            Server(sandbox.fuse, view, self._crashed, on_request=processors.request).serve()
             code = sandbox.result(self._journal.limit)
         if self._journal.recorder is not None:
             self._journal.recorder.ended(code, sandbox.memory)

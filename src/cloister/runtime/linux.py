@@ -225,5 +225,12 @@ def leave_abstract_sockets_of_others() -> None:
         os.close(descriptor)
 
 
+def current_processor() -> int:
+    """Return the number of the processor on which the caller runs."""
+    processor = int(_libc.sched_getcpu())
+    _check(min(processor, 0), "sched_getcpu")
+    return processor
+
+
 def _prctl(option: int, value: int) -> None:
     _check(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), f"prctl {option}")

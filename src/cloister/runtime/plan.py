@@ -44,6 +44,7 @@ class Plan:
         host_name: name of the machine that it sees.
         limits: what it may have at most.
         foreseen: what of the tree is fetched ahead.
+        processor: where what fetches it works.
     """
 
     executable: str
@@ -54,3 +55,4 @@ class Plan:
     host_name: str
     limits: Limits
     foreseen: Steps
+    processor: int | None

@@ -34,12 +34,14 @@ from cloister.runtime.plan import (
     MemoryUse,
     Plan,
 )
+from cloister.runtime.processors import Processors
 
 
 class Sandbox:
     """The application's processes, from before the key to the exit status.
 
     Args:
+        processors: tells the runtime when it has one to itself.
         uid, gid: numbers that the program sees as its own.
 
     Attributes:
@@ -49,7 +51,7 @@ class Sandbox:
         SandboxError: the kernel does not permit what is needed; says what to enable.
     """
 
-    def __init__(self, uid: int = 0, gid: int = 0) -> None:
+    def __init__(self, processors: Processors, uid: int = 0, gid: int = 0) -> None:
         linux.adopt_orphans()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -57,7 +59,9 @@ class Sandbox:
         self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._program: int | None = None
         self.memory: list[MemoryUse] = []
-        helper = fork_into(lambda: enter_namespaces(self._control, theirs, uid, gid))
+        helper = fork_into(
+            lambda: enter_namespaces(self._control, theirs, processors, uid, gid)
+        )
         theirs.close()
         try:
             self.fuse = self._receive_fuse()
