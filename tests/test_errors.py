@@ -55,9 +55,10 @@ from cloister.platforms.tdx.reports import Reports
 from cloister.provision import protocol
 from cloister.provision.audit import AuditLog
 from cloister.provision.certificates import make_server_certificates
-from cloister.provision.client import ProvisioningRequest, fetch_secret
+from cloister.provision.client import fetch_secret
 from cloister.provision.database import open_database
 from cloister.provision.decision import ClientJudge, Secret
+from cloister.provision.request import ProvisioningRequest
 from cloister.provision.store_key import load_store_key
 from cloister.ratls.certificate import attested_key, create_identity
 from cloister.ratls.peer import judging_context

@@ -24,13 +24,9 @@ from cloister.errors import (
     ProvisioningRefusedError,
 )
 from cloister.provision.certificates import ServerCertificates, make_server_certificates
-from cloister.provision.client import (
-    ProvisioningRequest,
-    ServerAddress,
-    fetch_secret,
-    parse_servers,
-)
+from cloister.provision.client import fetch_secret
 from cloister.provision.protocol import REQUEST
+from cloister.provision.request import ProvisioningRequest, ServerAddress, parse_servers
 from cloister.provision.variables import without_provisioning
 from cloister.sgx.quote import QuoteSignature, pack_quote_v3
 

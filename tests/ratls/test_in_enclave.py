@@ -18,8 +18,8 @@ from cloister.attestation.trust import Authenticator, Trust
 from cloister.cli.main import run
 from cloister.cli.trust import utc_now
 from cloister.errors import InputError, WrongMeasurementError
-from cloister.ratls.certificate import DEFAULT_NOT_AFTER, DEFAULT_NOT_BEFORE, validity_from
 from cloister.ratls.programs import connect, expect, quote_of_this_enclave
+from cloister.ratls.validity import DEFAULT_NOT_AFTER, DEFAULT_NOT_BEFORE, validity_from
 
 PACKAGES = ("cryptography", "click", "cbor2", "dcap_qvl")
 RATLS = ("-m", "cloister", "ratls", "/tmp/ratls.crt", "/tmp/ratls.key")
@@ -32,7 +32,7 @@ context.load_cert_chain("/tmp/ratls.crt", "/tmp/ratls.key")
 """
 API_SERVER = """
 import socket
-from cloister.ratls.certificate import DEFAULT_NOT_AFTER, DEFAULT_NOT_BEFORE, validity_from
+from cloister.ratls.validity import DEFAULT_NOT_AFTER, DEFAULT_NOT_BEFORE, validity_from
 from cloister.ratls.programs import server_context, this_enclave
 context = server_context(this_enclave())
 """

@@ -63,8 +63,10 @@ def test_where_nothing_can_be_sealed_nothing_is_believed(
     kept = tmp_path / "data" / "cloister" / "manifests"
     platform = KeylessPlatform.of_this_machine()
     name = app.directory / "app"
-    enclave_program(name, (), {}, platform).start(platform, None).close()
+    signed = enclave_program(name, (), {}, platform.name)
+    signed.confirm(signed.start(platform, None))
     assert not (kept / "keyless").exists()
     shutil.copytree(kept / "simulated", kept / "keyless")  # the host's own idea
+    signed = enclave_program(name, (), {}, platform.name)
     with pytest.raises(EnclaveStartError, match="is not what this enclave has kept"):
-        enclave_program(name, (), {}, platform).start(platform, None)
+        signed.confirm(signed.start(platform, None))

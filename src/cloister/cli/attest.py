@@ -43,7 +43,7 @@ def attest(
     """
     from cloister.attestation.trust import Authenticator
     from cloister.cli.trust import quote_policy, trust_from, utc_now
-    from cloister.provision.client import parse_address
+    from cloister.provision.request import parse_address
     from cloister.ratls.peer import fetch_certificate
     from cloister.ratls.verify import authenticate_certificate
 

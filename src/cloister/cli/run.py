@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +11,10 @@ import click
 
 if TYPE_CHECKING:
     from cloister.platforms.base import Enclave
+    from cloister.runtime.attester import HeldEnclave
     from cloister.runtime.journal import Journal
-    from cloister.runtime.launch import Program
+    from cloister.runtime.program import Program
+    from cloister.runtime.recorder import Recorder
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -196,15 +199,15 @@ def run_enclave(
     """
     import os
 
-    from cloister.cli.recording import enclave_started, now, of_enclave, recorded
+    from cloister.cli.recording import now
     from cloister.errors import InputError
     from cloister.platforms.base import UNDER_GRAMINE, choose_name, choose_platform
-    from cloister.runtime.launch import run as launch
+    from cloister.runtime.attester import Attester
     from cloister.runtime.load import enclave_program
 
     chosen = choose_name(platform_name, require_hardware=require_hardware)
     _require_direct(chosen, insecure_keys)
-    begun, journal = now(), _journal()
+    begun = now()
     if chosen in UNDER_GRAMINE:
         options = {
             "--libpal": libpal,
@@ -220,31 +223,46 @@ def run_enclave(
             chosen,
             app,
             arguments,
-            journal,
+            _journal(),
             insecure_keys,
             log_level,
             require_hardware=require_hardware,
         )
-    platform = choose_platform(chosen)
-    signed = enclave_program(app, arguments, os.environ, platform, debug=debug)
+    signed = enclave_program(app, arguments, os.environ, chosen, debug=debug)
     signed.program.log_level = log_level
-    if drop_arguments:
-        _drop_arguments(signed.program, journal)
 
-    def start() -> Enclave:
-        enclave = signed.start(platform, libpal)
-        if enclave.simulated:
-            journal.note(
-                f"SIMULATED enclave {enclave.mrenclave.hex()}: no hardware protects this run"
-            )
-        else:
-            journal.note(f"enclave {enclave.mrenclave.hex()} on {platform.description}")
-        if journal.recorder is not None:
-            enclave_started(journal.recorder, enclave, app, signed.signed, libpal)
-        return enclave
+    def start() -> tuple[Enclave, str]:
+        platform = choose_platform(chosen)
+        return signed.start(platform, libpal), platform.description
 
-    with recorded(journal, record, lambda: of_enclave(app, signed.signed, platform, begun)):
-        return launch(signed.program, start, journal)
+    attester = Attester(start, signed.sealing, provisions=signed.provisions)
+    with contextlib.closing(attester):
+        # The enclave starts beside what follows: importing the rest of the runtime, to begin with.
+        from cloister.cli.recording import enclave_started, of_enclave, recorded
+        from cloister.runtime.launch import run as launch
+
+        journal = _journal()
+        if drop_arguments:
+            _drop_arguments(signed.program, journal)
+
+        def started() -> HeldEnclave:
+            enclave = attester.enclave()
+            signed.confirm(enclave)
+            if enclave.simulated:
+                journal.note(
+                    f"SIMULATED enclave {enclave.mrenclave.hex()}: no hardware protects this run"
+                )
+            else:
+                journal.note(f"enclave {enclave.mrenclave.hex()} on {enclave.description}")
+            if journal.recorder is not None:
+                enclave_started(journal.recorder, enclave, app, signed.signed, libpal)
+            return enclave
+
+        def recorder() -> Recorder:
+            return of_enclave(app, signed.signed, choose_platform(chosen), begun)
+
+        with recorded(journal, record, recorder):
+            return launch(signed.program, started, journal)
 
 
 def _refuse_in_direct_mode(options: Mapping[str, object]) -> None:

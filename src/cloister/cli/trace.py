@@ -82,7 +82,7 @@ def trace(
     from cloister.errors import InputError
     from cloister.manifest.propose import Keys, merge, propose
     from cloister.runtime.journal import Journal
-    from cloister.runtime.launch import Program
+    from cloister.runtime.program import Program
     from cloister.runtime.watch import native_program, watch
 
     if (key_server is None) != (ca_chain is None):

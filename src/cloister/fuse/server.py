@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -82,6 +83,7 @@ class Server:
         self._on_request = on_request
         self._buffer = bytearray(MAX_WRITE + 4096)
         self._view = memoryview(self._buffer)
+        self._room = [self._buffer]
         self._answers: dict[int, Callable[[_Request], Answer]] = {
             p.Opcode.LOOKUP: self._lookup,
             p.Opcode.FORGET: self._forget,
@@ -120,6 +122,18 @@ class Server:
             p.Opcode.DESTROY: lambda r: b"",
         }
 
+    def serve_until(self, event: int) -> None:
+        """Answer requests until the descriptor ``event`` is readable, or as :meth:`serve`."""
+        events = select.poll()
+        events.register(event, select.POLLIN)
+        events.register(self._descriptor, select.POLLIN)
+        os.set_blocking(self._descriptor, False)  # a request that is there may be withdrawn
+        try:
+            while event not in dict(events.poll()) and self._serve_one():
+                pass
+        finally:
+            os.set_blocking(self._descriptor, True)
+
     def serve(self) -> None:
         """Answer requests until the file system is unmounted.
 
@@ -132,31 +146,34 @@ class Server:
             self._filesystem.destroy()
 
     def _serve_requests(self) -> None:
-        """Read, answer, write, for ever: what thousands of requests pass through is kept short."""
-        descriptor, room, whole, on_request = (
-            self._descriptor, [self._buffer], self._view, self._on_request
-        )  # fmt: skip
-        read, unpack, start = os.readv, p.IN_HEADER.unpack_from, p.IN_HEADER.size
-        while True:
-            try:
-                length = read(descriptor, room)
-            except OSError as error:
-                if error.errno in _GONE:
-                    return
-                if error.errno in _WITHDRAWN:
-                    continue
-                raise
-            on_request()
-            size, opcode, unique, node, uid, gid, pid, _, _ = unpack(whole)
-            if size != length:
-                raise OSError(errno.EPROTO, f"/dev/fuse: a request of {length} bytes says {size}")
-            request = _Request(unique, node, uid, gid, pid, whole[start:length])
-            if opcode == _INIT:
-                self._send(unique, 0, self._init(request))
-            elif opcode not in _UNANSWERED:
-                self._send(unique, *self._answer(opcode, request))
-            elif opcode != _INTERRUPT:
-                self._answer(opcode, request)
+        while self._serve_one():
+            pass
+
+    def _serve_one(self) -> bool:
+        """Read and answer one request; return False when the file system is unmounted.
+
+        What thousands of requests pass through is kept short.
+        """
+        try:
+            length = os.readv(self._descriptor, self._room)
+        except OSError as error:
+            if error.errno in _GONE:
+                return False
+            if error.errno in _WITHDRAWN:
+                return True
+            raise
+        self._on_request()
+        size, opcode, unique, node, uid, gid, pid, _, _ = p.IN_HEADER.unpack_from(self._view)
+        if size != length:
+            raise OSError(errno.EPROTO, f"/dev/fuse: a request of {length} bytes says {size}")
+        request = _Request(unique, node, uid, gid, pid, self._view[p.IN_HEADER.size : length])
+        if opcode == _INIT:
+            self._send(unique, 0, self._init(request))
+        elif opcode not in _UNANSWERED:
+            self._send(unique, *self._answer(opcode, request))
+        elif opcode != _INTERRUPT:
+            self._answer(opcode, request)
+        return True
 
     def _answer(self, opcode: int, request: _Request) -> tuple[int, Answer]:
         """Return an error number (0 is success) and the body of the answer."""

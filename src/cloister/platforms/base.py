@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Callable
 from typing import Protocol
 
 from cloister.errors import InputError, PlatformError
@@ -150,7 +149,6 @@ class Platform(Protocol):
         enclave_size: int,
         max_threads: int,
         edmm: bool,
-        meanwhile: Callable[[], object] = lambda: None,
     ) -> Enclave:
         """Measure and start an enclave, as ECREATE, EADD, EEXTEND and EINIT do.
 
@@ -161,8 +159,6 @@ class Platform(Protocol):
             enclave_size: ``sgx.enclave_size`` in bytes.
             max_threads: ``sgx.max_threads``.
             edmm: ``sgx.edmm_enable``.
-            meanwhile: work that has to be done anyway; it is done once, if possible while the
-                measurement runs on another processor.
 
         Raises:
             MeasurementMismatchError: the files are not the signed ones.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
-from cloister.errors import BindingError, EvidenceFormatError, InputError
+from cloister.errors import BindingError, EvidenceFormatError
 from cloister.ratls.evidence import (
     TaggedEvidence,
     decode_evidence,
@@ -29,6 +29,7 @@ from cloister.ratls.evidence import (
     report_data_of,
     require_key_claim,
 )
+from cloister.ratls.validity import DEFAULT_NOT_AFTER, DEFAULT_NOT_BEFORE
 from cloister.sgx.quote import parse_quote
 
 LEGACY_OID = x509.ObjectIdentifier("0.6.9.42.840.113741.1337.6")
@@ -40,11 +41,6 @@ MIN_EXTENSION_SIZE = 128
 MAX_EXTENSION_SIZE = 8192
 MAX_CERTIFICATE_SIZE = 32768
 
-DEFAULT_NOT_BEFORE = datetime.datetime(2001, 1, 1, tzinfo=datetime.timezone.utc)
-DEFAULT_NOT_AFTER = datetime.datetime(2030, 12, 31, 23, 59, 59, tzinfo=datetime.timezone.utc)
-
-NOT_BEFORE = "RA_TLS_CERT_TIMESTAMP_NOT_BEFORE"
-NOT_AFTER = "RA_TLS_CERT_TIMESTAMP_NOT_AFTER"
 
 QuoteFor = Callable[[bytes], bytes]
 """Returns a quote of the running enclave over 64 bytes of report data."""
@@ -78,31 +74,6 @@ class AttestedKey:
     spki: bytes = dataclasses.field(repr=False)
     legacy: bool
     event_log: bytes = b""
-
-
-def validity_from(environment: Mapping[str, str]) -> tuple[datetime.datetime, datetime.datetime]:
-    """Return the validity that the variables of Gramine and Graphene ask for, or their default.
-
-    Raises:
-        InputError: a time that is not of the form YYYYMMDDhhmmss.
-    """
-    return (
-        _timestamp(environment, NOT_BEFORE, DEFAULT_NOT_BEFORE),
-        _timestamp(environment, NOT_AFTER, DEFAULT_NOT_AFTER),
-    )
-
-
-def _timestamp(
-    environment: Mapping[str, str], name: str, default: datetime.datetime
-) -> datetime.datetime:
-    text = environment.get(name)
-    if text is None:
-        return default
-    try:
-        parsed = datetime.datetime.strptime(text if len(text) == 14 else "", "%Y%m%d%H%M%S")
-    except ValueError as error:
-        raise InputError(f"{name}: {text!r} is not a time of the form YYYYMMDDhhmmss") from error
-    return parsed.replace(tzinfo=datetime.timezone.utc)
 
 
 def create_identity(

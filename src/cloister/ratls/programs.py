@@ -30,9 +30,10 @@ from cloister.attestation.policy import Policy, completed
 from cloister.attestation.trust import Authenticator
 from cloister.connect import connect_tcp
 from cloister.errors import InputError, PeerError
-from cloister.ratls.certificate import RaTlsIdentity, create_identity, validity_from
+from cloister.ratls.certificate import RaTlsIdentity, create_identity
 from cloister.ratls.client import present
 from cloister.ratls.peer import Judge, judging_context
+from cloister.ratls.validity import validity_from
 from cloister.ratls.verify import authenticate_certificate
 
 ATTESTATION = Path("/dev/attestation")

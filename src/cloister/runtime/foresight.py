@@ -164,6 +164,13 @@ def _merged(spans: Spans, gap: int = 0) -> Spans:
     return merged
 
 
+def divided(steps: Steps, places: Sequence[str]) -> tuple[Steps, Steps]:
+    """Return the steps that lie at or below none of ``places`` (absolute paths), and the others."""
+    below = tuple(f"{place.rstrip('/')}/" for place in places)
+    later = {path: spans for path, spans in steps.items() if f"{path}/".startswith(below)}
+    return {path: spans for path, spans in steps.items() if path not in later}, later
+
+
 def _outside(spans: Spans, covering: Spans) -> int:
     """Return how many bytes of ``spans`` lie in none of ``covering``."""
     merged = _merged(covering)

@@ -12,9 +12,9 @@ import select
 import signal
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cloister.runtime import linux
 from cloister.runtime.foresight import fetch_ahead
@@ -31,6 +31,7 @@ from cloister.runtime.plan import (
     TOLD,
     MemoryUse,
     Plan,
+    Stage,
 )
 from cloister.runtime.processors import Processors
 from cloister.runtime.seccomp import filter_program
@@ -101,16 +102,19 @@ def _run_as_process_one(control: socket.socket, processors: Processors) -> NoRet
     """Process 1: mounts, starts the program, reaps, reports how it ended."""
     try:
         linux.set_dumpable(False)
-        plan = _receive_plan(control)
+        stage = _receive_stage(control)
         # Only now is the runtime the parent: the process that forked this one has been reaped.
         linux.die_with_parent(signal.SIGKILL)
-        socket.sethostname(plan.host_name)
+        socket.sethostname(stage.host_name)
         hidden = os.open(f"{_STAGING}{HIDDEN}", os.O_PATH | os.O_CLOEXEC)
-        for mount in plan.mounts:
+        for mount in stage.mounts:
             _mount(mount, f"/proc/self/fd/{hidden}")
         os.close(hidden)
         os.chdir(_STAGING)
         linux.pivot_root_here()
+        keys_are_there = _begin_to_fetch(stage, processors)
+        plan = _receive_plan(control)
+        keys_are_there()
         ours, theirs = socket.socketpair()
         program = os.fork()
         if program == 0:
@@ -119,13 +123,10 @@ def _run_as_process_one(control: socket.socket, processors: Processors) -> NoRet
                 _become_program(control, theirs, plan)
         theirs.close()
         supervisor = Supervisor(_listener_from(ours), plan.limits)
-        if plan.foreseen and os.fork() == 0:
-            with never_returning():
-                _fetch_ahead(plan, processors)
         code = _reap_until(program, supervisor)
         for text in supervisor.reached.values():
             control.sendall(STATUS.pack(TOLD, len(text)) + text.encode("ascii"))
-        held = json.dumps([_memory_use(each.path) for each in plan.mounts if each.kind == "tmpfs"])
+        held = json.dumps([_memory_use(each.path) for each in stage.mounts if each.kind == "tmpfs"])
         control.sendall(STATUS.pack(MEMORY, len(held)) + held.encode("ascii"))
     except OSError as error:
         control.sendall(b"!")
@@ -134,12 +135,25 @@ def _run_as_process_one(control: socket.socket, processors: Processors) -> NoRet
     os._exit(0)
 
 
-def _fetch_ahead(plan: Plan, processors: Processors) -> None:
+def _begin_to_fetch(stage: Stage, processors: Processors) -> Callable[[], None]:
+    """Fork what fetches ahead; return what tells it that the keys are in place."""
+    keys, keys_are_there = os.pipe2(os.O_CLOEXEC)
+    if (stage.foreseen or stage.foreseen_later) and os.fork() == 0:
+        with never_returning():
+            os.close(keys_are_there)
+            _fetch(stage, processors, keys)
+    os.close(keys)
+    return lambda: os.close(keys_are_there)
+
+
+def _fetch(stage: Stage, processors: Processors, keys: int) -> None:
     """Fetch what is foreseen, on the processor that the runtime shares meanwhile."""
     try:
-        if plan.processor is not None:
-            os.sched_setaffinity(0, {plan.processor})
-        fetch_ahead(plan.foreseen)
+        if stage.processor is not None:
+            os.sched_setaffinity(0, {stage.processor})
+        fetch_ahead(stage.foreseen)
+        os.read(keys, 1)
+        fetch_ahead(stage.foreseen_later)
     finally:
         processors.leave()
 
@@ -151,12 +165,22 @@ def _memory_use(path: str) -> MemoryUse:
     return MemoryUse(path, held.f_files - held.f_ffree - 1, size)
 
 
-def _receive_plan(control: socket.socket) -> Plan:
-    (size,) = LENGTH.unpack(_exactly(control, LENGTH.size))
-    fields = json.loads(_exactly(control, size))
+def _receive_stage(control: socket.socket) -> Stage:
+    fields = _receive(control)
     fields["mounts"] = [KernelMount(**mount) for mount in fields["mounts"]]
+    return Stage(**fields)
+
+
+def _receive_plan(control: socket.socket) -> Plan:
+    fields = _receive(control)
     fields["limits"] = Limits(**fields["limits"])
     return Plan(**fields)
+
+
+def _receive(control: socket.socket) -> dict[str, Any]:
+    (size,) = LENGTH.unpack(_exactly(control, LENGTH.size))
+    fields: dict[str, Any] = json.loads(_exactly(control, size))
+    return fields
 
 
 def _exactly(control: socket.socket, size: int) -> bytes:

@@ -14,7 +14,7 @@ from cloister.runtime.trusted import TamperedFileError
 from cloister.text import printable
 
 if TYPE_CHECKING:
-    from cloister.provision.client import Provisioned
+    from cloister.provision.request import Provisioned
     from cloister.runtime.recorder import Recorder
 
 

@@ -1,7 +1,9 @@
-"""One run of a program, in order: load, fork, start the enclave, get the key, serve, report.
+"""One run of a program, in order: fork, meet the enclave, serve, get the key, start, report.
 
-The order matters. The sandbox is forked before any key is in memory, the enclave starts before a
-key is asked for, and the program starts when everything it needs is in place.
+The order matters. The sandbox is forked before any key is in memory, the enclave has started before
+anything is served or a key is asked for, and the program starts when everything it needs is in
+place. What the enclave, in a process of its own, spends on key servers is used to mount the tree
+and to fetch ahead.
 """
 
 from __future__ import annotations
@@ -12,28 +14,27 @@ import posixpath
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloister.errors import InputError, UnsupportedByPlatformError
 from cloister.files import cache_home
 from cloister.fuse.server import Server
-from cloister.manifest.index import TrustedIndex
 from cloister.manifest.uris import file_path
 from cloister.platforms.base import Enclave, SealingPolicy
 from cloister.provision.variables import SET_KEY, is_asked, without_provisioning
 from cloister.runtime.attestation import SEALING_KEYS, attestation_directory
+from cloister.runtime.attester import HeldEnclave
 from cloister.runtime.environment import arguments, declared, environment
-from cloister.runtime.foresight import Record, Trail
+from cloister.runtime.foresight import Record, Steps, Trail, divided
 from cloister.runtime.journal import Journal, Level
 from cloister.runtime.keyring import DEFAULT_KEY, Keyring
 from cloister.runtime.limits import limits_of
 from cloister.runtime.mounts import build_tree, key_of, uri_node
 from cloister.runtime.names import DEFAULT_HOST_NAME, host_name
-from cloister.runtime.plan import Plan
+from cloister.runtime.plan import Plan, Stage
 from cloister.runtime.policy import DirectRules, EnclaveRules, PathSet, Rules, WatchedRules
 from cloister.runtime.processors import Processors
+from cloister.runtime.program import Program
 from cloister.runtime.sandbox import Sandbox, harden_this_process
 from cloister.runtime.scene import Scene
 from cloister.runtime.tree import read_node
@@ -42,36 +43,9 @@ from cloister.signals import forwarded_signals
 
 if TYPE_CHECKING:
     from cloister.manifest.model import Manifest, Mount, RootMount
-    from cloister.provision.client import ProvisioningRequest
 
 
-@dataclass
-class Program:
-    """What is to run.
-
-    Attributes:
-        manifest: the validated manifest.
-        base: directory to which its relative URIs belong.
-        arguments: from the command line; the manifest decides whether they count.
-        host_environment: the caller's environment; likewise.
-        debug: show tracebacks of our own defects.
-        trusted: returns the digests of the trusted files; None in direct mode, where nothing is
-            checked.
-        rules: access rules in place of the manifest's own, for watching a run in direct mode.
-        log_level: how much is told, in place of ``loader.log_level``.
-    """
-
-    manifest: Manifest
-    base: Path
-    arguments: Sequence[str] = ()
-    host_environment: Mapping[str, str] = field(default_factory=dict)
-    trusted: Callable[[], TrustedIndex] | None = None
-    debug: bool = False
-    rules: Rules | None = None
-    log_level: str | None = None
-
-
-StartEnclave = Callable[[], Enclave]
+StartEnclave = Callable[[], HeldEnclave]
 
 
 def run(program: Program, start_enclave: StartEnclave | None, journal: Journal) -> int:
@@ -79,8 +53,8 @@ def run(program: Program, start_enclave: StartEnclave | None, journal: Journal) 
 
     Args:
         program: what is to run.
-        start_enclave: makes the enclave; None is direct mode: no enclave, no checks, no keys but
-            those that the manifest itself names.
+        start_enclave: waits for the enclave; None is direct mode: no enclave, no checks, no keys
+            but those that the manifest itself names.
         journal: where the run reports what it did and what it denied.
 
     Raises:
@@ -110,7 +84,7 @@ class _Run:
     """One run after the enclave started."""
 
     def __init__(
-        self, program: Program, enclave: Enclave | None, keys: Keyring, journal: Journal
+        self, program: Program, enclave: HeldEnclave | None, keys: Keyring, journal: Journal
     ) -> None:
         self._program = program
         self._manifest = program.manifest
@@ -137,39 +111,69 @@ class _Run:
         self._tree = build_tree(self._manifest, self._scene, keys, program.base, attestation)
 
     def through(self, sandbox: Sandbox, processors: Processors) -> int:
-        """Get the key, start the program, serve its files, return its exit code."""
-        host = self._program.host_environment
-        secrets = self._provision(declared(self._manifest, host))
-        variables = environment(self._manifest, host, self._read_uri)
-        variables = without_provisioning(variables) | secrets
-        extra_names = self._manifest.sys.enable_extra_runtime_domain_names_conf
+        """Get the key, start the program, serve its files, return its exit code.
+
+        While key servers are asked, the tree is mounted, and what needs no key is fetched ahead.
+        """
+        enclave = self._enclave
+        asking = enclave is not None and self._ask_for_secrets(enclave)
+        secrets: dict[str, str] = {}
+        if enclave is not None and asking and self._manifest.loader.argv_src_file:
+            secrets, asking = self._take_secrets(enclave), False  # the file may be encrypted
         argv = arguments(self._manifest, self._program.arguments, self._read_uri)
-        record = None if self._enclave is None else _record(self._enclave, argv)
-        foreseen = {} if record is None else record.foreseen
-        plan = Plan(
-            executable=self._inside(self._manifest.libos.entrypoint),
-            arguments=argv,
-            environment=variables,
-            directory=self._manifest.fs.start_dir,
-            mounts=self._tree.kernel_mounts,
-            host_name=host_name() if extra_names else DEFAULT_HOST_NAME,
-            limits=limits_of(self._manifest, enclave=self._enclave is not None),
-            foreseen=foreseen,
-            processor=processors.share() if foreseen else None,
-        )
+        record = None if enclave is None else _record(enclave, argv)
         trail = None if record is None else Trail(names=not record.foreseen)
+        stage = self._stage({} if record is None else record.foreseen, processors)
+        server = Server(
+            sandbox.fuse, self._view(trail), self._crashed, on_request=processors.request
+        )
         # What is loaded by now stays to the end; the collector need not look at it again.
         gc.freeze()
+        sandbox.prepare(stage)
+        if enclave is not None and asking:
+            server.serve_until(enclave.fileno())
+            secrets = self._take_secrets(enclave)
+        plan = self._plan(argv, secrets)
         with forwarded_signals(sandbox.forward):
             sandbox.start(plan)
-            view = self._view(trail)
-            Server(sandbox.fuse, view, self._crashed, on_request=processors.request).serve()
+            server.serve()
             code = sandbox.result(self._journal.limit)
         if self._journal.recorder is not None:
             self._journal.recorder.ended(code, sandbox.memory)
         if record is not None and trail is not None:
             record.learn(trail)
         return code
+
+    def _stage(self, foreseen: Steps, processors: Processors) -> Stage:
+        """Return what the sandbox can begin with before the keys are there."""
+        extra_names = self._manifest.sys.enable_extra_runtime_domain_names_conf
+        now, later = divided(foreseen, self._encrypted_paths())
+        return Stage(
+            mounts=self._tree.kernel_mounts,
+            host_name=host_name() if extra_names else DEFAULT_HOST_NAME,
+            foreseen=now,
+            foreseen_later=later,
+            processor=processors.share() if foreseen else None,
+        )
+
+    def _encrypted_paths(self) -> list[str]:
+        """Return the places of the tree at or below which files are encrypted."""
+        fs = self._manifest.fs
+        if self._manifest.sgx.protected_files or (fs.root and fs.root.type == "encrypted"):
+            return ["/"]
+        return [self._inside(mount.path) for mount in fs.mounts if mount.type == "encrypted"]
+
+    def _plan(self, argv: list[str], secrets: Mapping[str, str]) -> Plan:
+        """Return what the program is."""
+        host = self._program.host_environment
+        variables = environment(self._manifest, host, self._read_uri)
+        return Plan(
+            executable=self._inside(self._manifest.libos.entrypoint),
+            arguments=argv,
+            environment={**without_provisioning(variables), **secrets},
+            directory=self._manifest.fs.start_dir,
+            limits=limits_of(self._manifest, enclave=self._enclave is not None),
+        )
 
     def _view(self, trail: Trail | None) -> View:
         """Return what serves the tree; it counts only where the run is recorded."""
@@ -178,11 +182,12 @@ class _Run:
             return View(self._tree.root, trail)
         return recorder.view(self._tree.root, trail, self._quote)
 
-    def _provision(self, settings: dict[str, str]) -> dict[str, str]:
-        """Fetch the secrets that the manifest asks for; return variables for the program."""
-        if self._enclave is None or not (is_asked(settings) or self._manifest.cloister.keys):
-            return {}
-        from cloister.provision.client import ProvisioningRequest
+    def _ask_for_secrets(self, enclave: HeldEnclave) -> bool:
+        """Begin to fetch the secrets that the manifest asks for; tell whether it does."""
+        settings = declared(self._manifest, self._program.host_environment)
+        if not (is_asked(settings) or self._manifest.cloister.keys):
+            return False
+        from cloister.provision.request import ProvisioningRequest
 
         asked = ProvisioningRequest.from_environment(settings, self._read_ca)
         requests = [] if asked is None else [(SET_KEY, asked)]
@@ -194,10 +199,8 @@ class _Run:
             requests.append(("cloister.keys", request))
         for where, request in requests:
             self._require_mount(where, request.key_name)
-        variables: dict[str, str] = {}
-        for _, request in requests:
-            variables |= self._fetch(self._enclave, request)
-        return variables
+        enclave.ask_for([request for _, request in requests])
+        return True
 
     def _require_mount(self, where: str, name: str | None) -> None:
         if name is not None and name not in self._keys:
@@ -206,18 +209,18 @@ class _Run:
                 hint=f'fs.mounts entries of type "encrypted" with key_name = "{name}"',
             )
 
-    def _fetch(self, enclave: Enclave, request: ProvisioningRequest) -> dict[str, str]:
-        """Let a key server release one secret; each gets a certificate with a key of its own."""
-        from cloister.provision.client import fetch_secret
-
-        provisioned = fetch_secret(enclave, request)
-        try:
-            if provisioned.key_name is not None and provisioned.key is not None:
-                self._keys.set(provisioned.key_name, provisioned.key)
-        finally:
-            provisioned.wipe()
-        self._journal.released(provisioned)
-        return provisioned.environment
+    def _take_secrets(self, enclave: HeldEnclave) -> dict[str, str]:
+        """Wait for the secrets, set the keys, return variables for the program."""
+        variables: dict[str, str] = {}
+        for provisioned in enclave.provisioned():
+            try:
+                if provisioned.key_name is not None and provisioned.key is not None:
+                    self._keys.set(provisioned.key_name, provisioned.key)
+            finally:
+                provisioned.wipe()
+            self._journal.released(provisioned)
+            variables |= provisioned.environment
+        return variables
 
     def _inside(self, path: str) -> str:
         """Return an absolute path of the tree."""

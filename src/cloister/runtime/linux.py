@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import stat
 import struct
 
@@ -165,6 +166,12 @@ def die_with_parent(signal: int) -> None:
 def set_dumpable(allowed: bool) -> None:
     """Allow or forbid core dumps, ptrace and ``/proc/PID/mem`` of this process."""
     _prctl(_PR_SET_DUMPABLE, int(allowed))
+
+
+def keep_memory_private() -> None:
+    """Keep this process out of core dumps and debuggers: its memory holds keys."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    set_dumpable(False)
 
 
 def adopt_orphans() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from cloister.errors import InputError, UnsupportedByPlatformError
 from cloister.manifest.signed import SignedEnclave, load_signed
 from cloister.platforms.base import Enclave, Platform, SealingPolicy
 from cloister.provision.variables import CONSTRUCTOR
-from cloister.runtime.launch import Program
+from cloister.runtime.attester import SealingRequest
+from cloister.runtime.program import Program
 
 
 @dataclass(frozen=True)
@@ -21,63 +21,82 @@ class SignedProgram:
     program: Program
     signed: SignedEnclave
 
+    @property
+    def sealing(self) -> tuple[SealingRequest, ...]:
+        """The sealing keys that starting and running it asks for."""
+        masks = self.signed.manifest.sgx.seal_key
+        given = (masks.flags_mask, masks.xfrm_mask, masks.misc_mask)
+        return (
+            SealingRequest(SealingPolicy.MRENCLAVE),
+            *(SealingRequest(policy, *given) for policy in SealingPolicy),
+        )
+
+    @property
+    def provisions(self) -> bool:
+        """Whether the manifest may ask key servers for secrets."""
+        manifest = self.program.manifest
+        return bool(manifest.cloister.keys) or CONSTRUCTOR in manifest.loader.env
+
     def start(self, platform: Platform, libpal: Path | None) -> Enclave:
-        """Start the enclave.
+        """Start the enclave; what it was loaded with has to be confirmed then.
 
         Args:
             platform: where it runs.
             libpal: the measured runtime image; None takes the one of this installation.
 
         Raises:
-            EnclaveStartError: the platform refuses: files and signature do not fit. Or the
-                manifest was recalled, and this enclave does not confirm it.
-            InputError, TrustedIndexError: the index of trusted files is missing or another one.
+            EnclaveStartError: the platform refuses: files and signature do not fit.
         """
         from cloister.platforms.image import runtime_image
 
         signed, sgx = self.signed, self.signed.manifest.sgx
-        enclave = platform.start(
+        return platform.start(
             manifest=signed.manifest_bytes,
             sigstruct=signed.sigstruct,
             image=runtime_image() if libpal is None else libpal.read_bytes(),
             enclave_size=sgx.enclave_size,
             max_threads=sgx.max_threads,
             edmm=sgx.edmm_enable,
-            meanwhile=self._get_ready,
         )
+
+    def confirm(self, enclave: Enclave) -> None:
+        """Let the started enclave confirm a manifest that was recalled, or keep this one.
+
+        Raises:
+            EnclaveStartError: the manifest was recalled, and this enclave has not kept it.
+        """
+        signed = self.signed
         try:
             key = enclave.sealing_key(SealingPolicy.MRENCLAVE)
         except UnsupportedByPlatformError:
             key = None  # it can keep nothing, so what was recalled is not its own
         if signed.recalled and (key is None or not signed.known.is_confirmed(key)):
-            enclave.close()
             raise signed.known.refusal()
         if key is not None and not signed.recalled:
             signed.known.keep(key, signed.manifest)
-        return enclave
-
-    def _get_ready(self) -> None:
-        """Do what has to be done anyway while the measurement runs on another processor."""
-        _ = self.signed.trusted
-        variables = self.program.manifest.loader.env
-        if self.program.manifest.cloister.keys or CONSTRUCTOR in variables:
-            importlib.import_module("cloister.provision.client")
 
 
 def enclave_program(
     app: Path,
     arguments: Sequence[str],
     environment: Mapping[str, str],
-    platform: Platform,
+    platform: str,
     *,
     debug: bool = False,
 ) -> SignedProgram:
-    """Load ``APP.manifest.sgx`` and ``APP.sig``; ``APP.index`` is loaded when the enclave starts.
+    """Load ``APP.manifest.sgx`` and ``APP.sig``; ``APP.index`` is loaded when it is asked for.
+
+    Args:
+        app: path without suffix.
+        arguments: for the program.
+        environment: the caller's.
+        platform: name of the one where it is to run.
+        debug: show tracebacks of our own defects.
 
     Raises:
         InputError: one of the two is missing or malformed.
     """
-    signed = load_signed(app, platform=platform.name)
+    signed = load_signed(app, platform=platform)
     program = Program(
         manifest=signed.manifest,
         base=_base(app),

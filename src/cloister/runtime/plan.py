@@ -32,27 +32,38 @@ class MemoryUse(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Stage:
+    """What the first process is told as soon as the tree is there.
+
+    Attributes:
+        mounts: what the kernel mounts over the tree, in order.
+        host_name: name of the machine that the program sees.
+        foreseen: what of the tree is fetched ahead, at once.
+        foreseen_later: what is fetched when the keys are in place.
+        processor: where what fetches it works; None leaves that to the kernel.
+    """
+
+    mounts: list[KernelMount]
+    host_name: str
+    foreseen: Steps
+    foreseen_later: Steps
+    processor: int | None
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What the first process is told once the keys are in place.
+    """What it is told once the keys are in place.
 
     Attributes:
         executable: path of the program inside the tree.
         arguments: its argument vector, element 0 included.
         environment: its whole environment.
         directory: where it starts.
-        mounts: what the kernel mounts over the tree, in order.
-        host_name: name of the machine that it sees.
         limits: what it may have at most.
-        foreseen: what of the tree is fetched ahead.
-        processor: where what fetches it works.
     """
 
     executable: str
     arguments: list[str]
     environment: dict[str, str]
     directory: str
-    mounts: list[KernelMount]
-    host_name: str
     limits: Limits
-    foreseen: Steps
-    processor: int | None

@@ -18,7 +18,7 @@ from cloister.manifest.explain import explain
 from cloister.manifest.model import Manifest
 from cloister.manifest.parse import ManifestText
 from cloister.platforms import base
-from cloister.provision.client import Provisioned
+from cloister.provision.request import Provisioned
 from cloister.report.record import (
     FORMAT,
     Denial,

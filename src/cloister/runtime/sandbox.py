@@ -33,6 +33,7 @@ from cloister.runtime.plan import (
     TOLD,
     MemoryUse,
     Plan,
+    Stage,
 )
 from cloister.runtime.processors import Processors
 
@@ -59,9 +60,7 @@ class Sandbox:
         self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._program: int | None = None
         self.memory: list[MemoryUse] = []
-        helper = fork_into(
-            lambda: enter_namespaces(self._control, theirs, processors, uid, gid)
-        )
+        helper = fork_into(lambda: enter_namespaces(self._control, theirs, processors, uid, gid))
         theirs.close()
         try:
             self.fuse = self._receive_fuse()
@@ -91,9 +90,18 @@ class Sandbox:
             data += piece
         return data
 
+    def prepare(self, stage: Stage) -> None:
+        """Let the first process mount and fetch ahead. The caller serves ``fuse`` from now on."""
+        self._tell(stage)
+
     def start(self, plan: Plan) -> None:
-        """Let the first process go on. The caller serves ``fuse`` from now on."""
-        text = json.dumps(plan, default=vars).encode("ascii")
+        """Let it start the program."""
+        # Whoever has died of something has told why, which :meth:`result` reads.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._tell(plan)
+
+    def _tell(self, what: Stage | Plan) -> None:
+        text = json.dumps(what, default=vars).encode("ascii")
         self._control.sendall(LENGTH.pack(len(text)) + text)
 
     def forward(self, number: int) -> None:
@@ -178,11 +186,10 @@ def _unfit(message: str) -> SandboxError:
 def harden_this_process() -> None:
     """Prepare the serving process, after the program's processes were forked.
 
-    Its memory holds keys, so it stays out of core dumps and debuggers. The modes that the kernel
-    sends already carry the program's umask; ours must not be taken off them too.
+    The modes that the kernel sends already carry the program's umask; ours must not be taken off
+    them too.
     """
     os.umask(0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    linux.set_dumpable(False)
+    linux.keep_memory_private()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -16,8 +16,8 @@ from cloister.errors import InputError
 from cloister.manifest.libraries import Libraries, read_dynamic
 from cloister.manifest.model import EnvValue, Mount
 from cloister.manifest.uris import file_path
-from cloister.runtime.launch import Program
 from cloister.runtime.policy import is_below
+from cloister.runtime.program import Program
 
 BROUGHT = "/.cloister-shell"
 """Where the host's shell and tools are, in a tree that has none."""

@@ -11,8 +11,9 @@ from cloister.manifest.index import TrustedEntry
 from cloister.manifest.model import Manifest
 from cloister.manifest.propose import Observed
 from cloister.runtime.journal import Journal
-from cloister.runtime.launch import Program, run
+from cloister.runtime.launch import run
 from cloister.runtime.policy import DirectRules, Intent
+from cloister.runtime.program import Program
 
 _WRITES = {Intent.WRITE, Intent.CREATE, Intent.REMOVE, Intent.RENAME}
 

@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from cloister.errors import CloisterError
 from cloister.platforms.simulated import SimulatedPlatform
-from cloister.provision.client import ProvisioningRequest, fetch_secret
+from cloister.provision.client import fetch_secret
+from cloister.provision.request import ProvisioningRequest
 from signing import IMAGE, PARAMETERS, signed
 
 arguments = json.loads(sys.argv[1])

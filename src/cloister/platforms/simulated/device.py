@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from cloister.attestation.collateral import Collateral
 from cloister.errors import CollateralError, PlatformError
-from cloister.files import write_atomically
+from cloister.files import make_private_directory, write_atomically
 from cloister.platforms.simulated import authority as ca
 from cloister.platforms.simulated.collateral import (
     LIFETIME,
@@ -108,7 +108,7 @@ class DeviceStore:
         Raises:
             PlatformError: the files are damaged, or others may read the keys.
         """
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_directory(self.directory)
         self._refuse_open_permissions(self.directory)
         with self._locked():
             device = self._load_or_make(now)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import os
+import functools
 import secrets
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from cloister.errors import PlatformError
 from cloister.files import data_home
 from cloister.platforms.base import SealingPolicy
 from cloister.platforms.simulated.cpu import Processor, target_info_of
+from cloister.platforms.simulated.measured import Measurements
 from cloister.sgx.keys import (
     SEAL_FLAGS_MASK,
     SEAL_MISC_MASK,
@@ -82,25 +82,24 @@ class SimulatedPlatform:
         enclave_size: int,
         max_threads: int,
         edmm: bool,
-        meanwhile: Callable[[], object] = lambda: None,
     ) -> SimulatedEnclave:
         """Measure and start an enclave; see :meth:`cloister.platforms.base.Platform.start`."""
-        signed = Sigstruct.unpack(sigstruct)
-        measured = _beside(
-            lambda: (
-                measure(
-                    manifest, image, enclave_size=enclave_size, max_threads=max_threads, edmm=edmm
-                ).mrenclave
-            )
-        )
-        try:
-            from cloister.platforms.simulated.quoting import QuotingEnclave
+        from cloister.platforms.simulated.quoting import QuotingEnclave
 
-            certified = self._store.open(self._clock())
-            device = certified.device
-            meanwhile()
-        finally:
-            mrenclave = measured()
+        signed = Sigstruct.unpack(sigstruct)
+        certified = self._store.open(self._clock())
+        device = certified.device
+        measure_it = functools.partial(
+            measure, manifest, image, enclave_size=enclave_size, max_threads=max_threads, edmm=edmm
+        )
+        mrenclave = Measurements(self._directory / "measured", device.fused.seal).of(
+            manifest,
+            image,
+            enclave_size=enclave_size,
+            max_threads=max_threads,
+            edmm=edmm,
+            measure=lambda: measure_it().mrenclave,
+        )
         processor = Processor(fused=device.fused, report_key_id=secrets.token_bytes(32))
         identity = processor.einit(signed, measured=mrenclave)
         quoting = QuotingEnclave(processor, device.pck_key, certified.chain.to_pem())
@@ -129,38 +128,6 @@ class SimulatedPlatform:
         if conditions is not None:
             issued = certified.device.issue_collateral(certified.chain, now, conditions)
         return SimulatedBundle(TrustAnchor(certified.device.authority.root), issued.collateral)
-
-
-def _beside(work: Callable[[], bytes]) -> Callable[[], bytes]:
-    """Start ``work`` in a second process, if a processor is free for it; return what waits for it.
-
-    Whatever goes wrong there is done again here, and raises here what it has to raise.
-    """
-    if threading.active_count() > 1 or len(os.sched_getaffinity(0)) == 1:
-        return work
-    source, sink = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _do_and_exit(work, sink)
-    os.close(sink)
-
-    def wait() -> bytes:
-        with os.fdopen(source, "rb") as stream:
-            result = stream.read()
-        _, status = os.waitpid(child, 0)
-        return result if status == 0 else work()
-
-    return wait
-
-
-def _do_and_exit(work: Callable[[], bytes], sink: int) -> NoReturn:
-    """Write the result to ``sink``; its caller's code belongs to the first process."""
-    status = 1
-    try:
-        os.write(sink, work())
-        status = 0
-    finally:
-        os._exit(status)
 
 
 class SimulatedEnclave:

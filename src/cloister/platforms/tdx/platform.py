@@ -7,7 +7,6 @@ speak of the whole virtual machine; the event log beside them says which program
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NoReturn
 
 from cloister.errors import (
@@ -60,12 +59,10 @@ class TdxPlatform:
         enclave_size: int,
         max_threads: int,
         edmm: bool,
-        meanwhile: Callable[[], object] = lambda: None,
     ) -> TdxEnclave:
         """Measure and start an enclave; see :meth:`cloister.platforms.base.Platform.start`."""
         signed = Sigstruct.unpack(sigstruct)
         signed.verify()
-        meanwhile()
         measured = measure(
             manifest, image, enclave_size=enclave_size, max_threads=max_threads, edmm=edmm
         ).mrenclave
