@@ -64,9 +64,9 @@ def test_where_nothing_can_be_sealed_nothing_is_believed(
     platform = KeylessPlatform.of_this_machine()
     name = app.directory / "app"
     signed = enclave_program(name, (), {}, platform.name)
-    signed.confirm(signed.start(platform, None))
+    signed.confirm(signed.start(platform, None), signed.signed.digest)
     assert not (kept / "keyless").exists()
     shutil.copytree(kept / "simulated", kept / "keyless")  # the host's own idea
     signed = enclave_program(name, (), {}, platform.name)
     with pytest.raises(EnclaveStartError, match="is not what this enclave has kept"):
-        signed.confirm(signed.start(platform, None))
+        signed.confirm(signed.start(platform, None), signed.signed.digest)

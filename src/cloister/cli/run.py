@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from cloister.platforms.base import Enclave
     from cloister.runtime.attester import HeldEnclave
     from cloister.runtime.journal import Journal
     from cloister.runtime.program import Program
@@ -202,8 +201,7 @@ def run_enclave(
     from cloister.cli.recording import now
     from cloister.errors import InputError
     from cloister.platforms.base import UNDER_GRAMINE, choose_name, choose_platform
-    from cloister.runtime.attester import Attester
-    from cloister.runtime.load import enclave_program
+    from cloister.runtime.attester import Attester, Started
 
     chosen = choose_name(platform_name, require_hardware=require_hardware)
     _require_direct(chosen, insecure_keys)
@@ -228,26 +226,27 @@ def run_enclave(
             log_level,
             require_hardware=require_hardware,
         )
-    signed = enclave_program(app, arguments, os.environ, chosen, debug=debug)
-    signed.program.log_level = log_level
 
-    def start() -> tuple[Enclave, str]:
-        platform = choose_platform(chosen)
-        return signed.start(platform, libpal), platform.description
+    def start() -> Started:
+        from cloister.runtime.load import start_enclave
 
-    attester = Attester(start, signed.sealing, provisions=signed.provisions)
-    with contextlib.closing(attester):
+        return start_enclave(app, chosen, libpal)
+
+    with contextlib.closing(Attester(start)) as attester:
         # The enclave starts beside what follows: importing the rest of the runtime, to begin with.
         from cloister.cli.recording import enclave_started, of_enclave, recorded
         from cloister.runtime.launch import run as launch
+        from cloister.runtime.load import enclave_program
 
+        signed = enclave_program(app, arguments, os.environ, chosen, debug=debug)
+        signed.program.log_level = log_level
         journal = _journal()
         if drop_arguments:
             _drop_arguments(signed.program, journal)
 
         def started() -> HeldEnclave:
             enclave = attester.enclave()
-            signed.confirm(enclave)
+            signed.confirm(enclave, enclave.digest)
             if enclave.simulated:
                 journal.note(
                     f"SIMULATED enclave {enclave.mrenclave.hex()}: no hardware protects this run"

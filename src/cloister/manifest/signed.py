@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,11 @@ class SignedEnclave:
     sigstruct: bytes
     known: KnownManifest
     recalled: bool
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of signature and manifest, by which two who loaded them know they are equal."""
+        return hashlib.sha256(self.sigstruct + self.manifest_bytes).digest()
 
     @functools.cached_property
     def trusted(self) -> TrustedIndex:

@@ -43,9 +43,28 @@ class SealingRequest(NamedTuple):
     misc_mask: int | None = None
 
 
+class Started(NamedTuple):
+    """An enclave that has started.
+
+    Attributes:
+        enclave: the enclave.
+        digest: of the signed files that it was started from.
+        description: one line on its platform.
+        sealing: the keys that will be asked for.
+        provisions: whether secrets may be asked for.
+    """
+
+    enclave: Enclave
+    digest: bytes
+    description: str
+    sealing: Sequence[SealingRequest] = ()
+    provisions: bool = False
+
+
 class _Facts(NamedTuple):
     """What never changes of a started enclave."""
 
+    digest: bytes
     description: str
     simulated: bool
     mrenclave: bytes
@@ -97,23 +116,15 @@ class Attester:
     """Starts an enclave in a process of its own, which is forked at once.
 
     Args:
-        start: starts the enclave, and returns with it one line on its platform. Runs there.
-        sealing: keys that will be asked for.
-        provisions: secrets will be asked for.
+        start: starts the enclave, there.
     """
 
-    def __init__(
-        self,
-        start: Callable[[], tuple[Enclave, str]],
-        sealing: Sequence[SealingRequest] = (),
-        *,
-        provisions: bool = False,
-    ) -> None:
+    def __init__(self, start: Callable[[], Started]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
         def hold() -> None:
             ours.close()
-            _hold(_Channel(theirs), start, sealing, provisions=provisions)
+            _hold(_Channel(theirs), start)
 
         self._child = fork_into(hold)
         theirs.close()
@@ -138,12 +149,14 @@ class HeldEnclave:
     """The enclave that the other process holds; see :class:`cloister.platforms.base.Enclave`.
 
     Attributes:
+        digest: of the signed files that it was started from.
         description: one line on its platform.
     """
 
     def __init__(self, channel: _Channel, facts: _Facts) -> None:
         self._channel = channel
         self._facts = facts
+        self.digest = facts.digest
         self.description = facts.description
 
     @property
@@ -273,23 +286,18 @@ def _answer(channel: _Channel) -> tuple[Any, list[bytearray]]:
 # --- In the process that holds the enclave -------------------------------------------------------
 
 
-def _hold(
-    channel: _Channel,
-    start: Callable[[], tuple[Enclave, str]],
-    sealing: Sequence[SealingRequest],
-    *,
-    provisions: bool,
-) -> NoReturn:
+def _hold(channel: _Channel, start: Callable[[], Started]) -> NoReturn:
     """Start the enclave and answer until the runtime ends or closes the channel."""
     linux.die_with_parent(signal.SIGKILL)
     linux.keep_memory_private()
     try:
-        enclave, description = start()
-        channel.send(_facts(enclave, description, sealing))
+        started = start()
+        channel.send(_facts(started))
     except Exception as error:
         channel.send(_Failure(_told(error)))
         os._exit(1)
-    if provisions:
+    enclave = started.enclave
+    if started.provisions:
         importlib.import_module(_CLIENT)
     while True:
         try:
@@ -307,9 +315,11 @@ def _hold(
     os._exit(0)
 
 
-def _facts(enclave: Enclave, description: str, sealing: Sequence[SealingRequest]) -> _Facts:
+def _facts(started: Started) -> _Facts:
+    enclave = started.enclave
     return _Facts(
-        description=description,
+        digest=started.digest,
+        description=started.description,
         simulated=enclave.simulated,
         mrenclave=enclave.mrenclave,
         mrsigner=enclave.mrsigner,
@@ -317,7 +327,7 @@ def _facts(enclave: Enclave, description: str, sealing: Sequence[SealingRequest]
         isv_svn=enclave.isv_svn,
         debug=enclave.debug,
         event_log=enclave.event_log,
-        sealing={request: _sealing_key(enclave, request) for request in sealing},
+        sealing={request: _sealing_key(enclave, request) for request in started.sealing},
     )
 
 

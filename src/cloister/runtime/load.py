@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloister.errors import InputError, UnsupportedByPlatformError
+from cloister.errors import EnclaveStartError, InputError, UnsupportedByPlatformError
 from cloister.manifest.signed import SignedEnclave, load_signed
-from cloister.platforms.base import Enclave, Platform, SealingPolicy
+from cloister.platforms.base import Enclave, Platform, SealingPolicy, choose_platform
 from cloister.provision.variables import CONSTRUCTOR
-from cloister.runtime.attester import SealingRequest
+from cloister.runtime.attester import SealingRequest, Started
 from cloister.runtime.program import Program
 
 
@@ -59,13 +59,24 @@ class SignedProgram:
             edmm=sgx.edmm_enable,
         )
 
-    def confirm(self, enclave: Enclave) -> None:
-        """Let the started enclave confirm a manifest that was recalled, or keep this one.
+    def confirm(self, enclave: Enclave, digest: bytes) -> None:
+        """Make sure that an enclave was started from this, manifest and all.
+
+        A manifest that was recalled has to be one that the enclave has kept; another is kept now.
+
+        Args:
+            enclave: the enclave.
+            digest: of the signed files that it was started from.
 
         Raises:
-            EnclaveStartError: the manifest was recalled, and this enclave has not kept it.
+            EnclaveStartError: it was started from others, or has not kept this manifest.
         """
         signed = self.signed
+        if digest != signed.digest:
+            raise EnclaveStartError(
+                f"{signed.app}: manifest or signature changed while they were loaded",
+                hint="run again when nobody builds the application",
+            )
         try:
             key = enclave.sealing_key(SealingPolicy.MRENCLAVE)
         except UnsupportedByPlatformError:
@@ -106,6 +117,24 @@ def enclave_program(
         debug=debug,
     )
     return SignedProgram(program, signed)
+
+
+def start_enclave(app: Path, platform: str, libpal: Path | None) -> Started:
+    """Start the enclave of a signed application; what its manifest says it will ask for.
+
+    Args:
+        app: path without suffix.
+        platform: name of the one where it runs.
+        libpal: the measured runtime image; None takes the one of this installation.
+
+    Raises:
+        CloisterError: a file is missing or malformed, or the platform refuses.
+    """
+    where = choose_platform(platform)
+    signed = enclave_program(app, (), {}, platform)
+    enclave = signed.start(where, libpal)
+    digest = signed.signed.digest
+    return Started(enclave, digest, where.description, signed.sealing, signed.provisions)
 
 
 def direct_program(

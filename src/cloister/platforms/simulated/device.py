@@ -14,7 +14,6 @@ import fcntl
 import json
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from cloister.attestation.collateral import Collateral
-from cloister.errors import CollateralError, PlatformError
 from cloister.files import make_private_directory, write_atomically
 from cloister.platforms.simulated import authority as ca
 from cloister.platforms.simulated.collateral import (
@@ -41,10 +39,17 @@ from cloister.platforms.simulated.collateral import (
     issue_collateral,
 )
 from cloister.platforms.simulated.cpu import CPU_SVN
+from cloister.platforms.simulated.fused import (
+    DEVICE_FILE,
+    FORMAT,
+    damage_is_an_error,
+    exact,
+    parse_fused,
+    refuse_open_permissions,
+)
 from cloister.platforms.simulated.quoting import PCE_SVN, QUOTING_ENCLAVE
 from cloister.sgx.keys import FusedKeys
 
-FORMAT = "cloister simulated device 1"
 FMSPC = b"SIMCPU"
 PCE_ID = bytes(2)
 RENEW_BEFORE = datetime.timedelta(days=10)
@@ -109,7 +114,7 @@ class DeviceStore:
             PlatformError: the files are damaged, or others may read the keys.
         """
         make_private_directory(self.directory)
-        self._refuse_open_permissions(self.directory)
+        refuse_open_permissions(self.directory)
         with self._locked():
             device = self._load_or_make(now)
             return self._load_or_issue(device, now)
@@ -125,19 +130,19 @@ class DeviceStore:
             os.close(descriptor)
 
     def _load_or_make(self, now: datetime.datetime) -> Device:
-        path = self.directory / "device.json"
+        path = self.directory / DEVICE_FILE
         if not path.exists():
             text = json.dumps(_new_device(now), indent=1)
             write_atomically(path, text.encode(), mode=0o600, replace=False)
-        self._refuse_open_permissions(path)
-        with self._damage_is_an_error(path):
+        refuse_open_permissions(path)
+        with damage_is_an_error(path):
             return _parse_device(json.loads(path.read_bytes()))
 
     def _load_or_issue(self, device: Device, now: datetime.datetime) -> Certified:
         path = self.directory / "issued.json"
         chain: PckChain | None = None
         if path.exists():
-            with self._damage_is_an_error(path):
+            with damage_is_an_error(path):
                 chain, issued = _parse_issued(json.loads(path.read_bytes()))
             if not chain.holds_for(LIFETIME + RENEW_BEFORE, now=now):
                 chain = None
@@ -148,26 +153,6 @@ class DeviceStore:
         text = json.dumps(_issued_json(chain, issued), indent=1)
         write_atomically(path, text.encode(), mode=0o600)
         return Certified(device, chain, issued)
-
-    @staticmethod
-    def _refuse_open_permissions(path: Path) -> None:
-        status = path.stat()
-        if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
-            raise PlatformError(
-                f"{path}: others may read or change the simulated device's keys",
-                hint=f"chmod go-rwx {path} (and let it belong to you)",
-            )
-
-    @contextlib.contextmanager
-    def _damage_is_an_error(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except (ValueError, KeyError, TypeError, CollateralError) as error:
-            raise PlatformError(
-                f"{path}: damaged, or written by another version of cloister",
-                hint=f"remove {self.directory} to get a new simulated device;"
-                " keys sealed to the old one are then lost",
-            ) from error
 
 
 def _new_device(now: datetime.datetime) -> dict[str, Any]:
@@ -188,14 +173,10 @@ def _new_device(now: datetime.datetime) -> dict[str, Any]:
 
 
 def _parse_device(data: dict[str, Any]) -> Device:
-    if data["format"] != FORMAT:
-        raise ValueError("format")
     return Device(
-        fused=FusedKeys(
-            **{name: bytearray(_exact(value, 16)) for name, value in data["fused"].items()}
-        ),
-        pck_key=ca.derive_private_key(_exact(data["provisioning"], 32)),
-        ppid=_exact(data["ppid"], 16),
+        fused=parse_fused(data),
+        pck_key=ca.derive_private_key(exact(data["provisioning"], 32)),
+        ppid=exact(data["ppid"], 16),
         authority=ca.Authority(
             root_key=_load_key(data["root_key"]),
             pck_ca_key=_load_key(data["pck_ca_key"]),
@@ -224,13 +205,6 @@ def _parse_issued(data: dict[str, Any]) -> tuple[PckChain, Issued]:
         next_update=datetime.datetime.fromisoformat(data["next_update"]),
     )
     return PckChain.from_pem(data["pck_chain"]), issued
-
-
-def _exact(text: str, size: int) -> bytes:
-    value = bytes.fromhex(text)
-    if len(value) != size:
-        raise ValueError("length")
-    return value
 
 
 def _key_hex(key: ca.PrivateKey) -> str:

@@ -13,6 +13,7 @@ from cloister.errors import PlatformError
 from cloister.files import data_home
 from cloister.platforms.base import SealingPolicy
 from cloister.platforms.simulated.cpu import Processor, target_info_of
+from cloister.platforms.simulated.fused import read_fused
 from cloister.platforms.simulated.measured import Measurements
 from cloister.sgx.keys import (
     SEAL_FLAGS_MASK,
@@ -84,15 +85,12 @@ class SimulatedPlatform:
         edmm: bool,
     ) -> SimulatedEnclave:
         """Measure and start an enclave; see :meth:`cloister.platforms.base.Platform.start`."""
-        from cloister.platforms.simulated.quoting import QuotingEnclave
-
         signed = Sigstruct.unpack(sigstruct)
-        certified = self._store.open(self._clock())
-        device = certified.device
+        fused = read_fused(self._directory) or self._store.open(self._clock()).device.fused
         measure_it = functools.partial(
             measure, manifest, image, enclave_size=enclave_size, max_threads=max_threads, edmm=edmm
         )
-        mrenclave = Measurements(self._directory / "measured", device.fused.seal).of(
+        mrenclave = Measurements(self._directory / "measured", fused.seal).of(
             manifest,
             image,
             enclave_size=enclave_size,
@@ -100,10 +98,15 @@ class SimulatedPlatform:
             edmm=edmm,
             measure=lambda: measure_it().mrenclave,
         )
-        processor = Processor(fused=device.fused, report_key_id=secrets.token_bytes(32))
+        processor = Processor(fused=fused, report_key_id=secrets.token_bytes(32))
         identity = processor.einit(signed, measured=mrenclave)
-        quoting = QuotingEnclave(processor, device.pck_key, certified.chain.to_pem())
-        return SimulatedEnclave(identity, processor, quoting)
+        return SimulatedEnclave(identity, processor, lambda: self._start_quoting(processor))
+
+    def _start_quoting(self, processor: Processor) -> QuotingEnclave:
+        from cloister.platforms.simulated.quoting import QuotingEnclave
+
+        certified = self._store.open(self._clock())
+        return QuotingEnclave(processor, certified.device.pck_key, certified.chain.to_pem())
 
     def trust_anchor(self) -> TrustAnchor:
         """Return this device's root, for verifiers that are told to trust it."""
@@ -135,17 +138,26 @@ class SimulatedEnclave:
 
     Closing it wipes the fused keys from memory. The certification key is an OpenSSL object that
     Python cannot wipe; it is released.
+
+    Args:
+        identity: who it is.
+        processor: where it runs.
+        start_quoting: starts the quoting enclave there, when the first quote is asked for.
     """
 
     simulated = True
     event_log = b""
 
     def __init__(
-        self, identity: EnclaveIdentity, processor: Processor, quoting: QuotingEnclave
+        self,
+        identity: EnclaveIdentity,
+        processor: Processor,
+        start_quoting: Callable[[], QuotingEnclave],
     ) -> None:
         self._identity = identity
         self._processor: Processor | None = processor
-        self._quoting: QuotingEnclave | None = quoting
+        self._start_quoting = start_quoting
+        self._quoting: QuotingEnclave | None = None
 
     @property
     def mrenclave(self) -> bytes:
@@ -190,8 +202,9 @@ class SimulatedEnclave:
 
     def quote(self, report_data: bytes) -> bytes:
         """Return a quote with these 64 bytes."""
+        self._cpu()
         if self._quoting is None:
-            raise PlatformError("the enclave is closed")
+            self._quoting = self._start_quoting()
         return self._quoting.quote(self.report(self._quoting.target_info(), report_data))
 
     def sealing_key(
