@@ -314,3 +314,22 @@ def test_same_semantics_in_the_enclave(
     app.settings["sgx.max_threads"] = "16"
     done = app.enclave_python("/programs/semantics.py")
     assert json.loads(done.stdout) == native_semantics() | WITHOUT_LINKS
+
+
+def test_a_trusted_file_that_changes_between_two_opens(shell: App) -> None:
+    """What the kernel has of it stays good; what it has not is refused, and told by name."""
+    content = os.urandom(4 << 20)
+    (shell.directory / "big.bin").write_bytes(content)
+    shell.mount("/big.bin", "file:big.bin")
+    shell.trusted.append("file:big.bin")
+    shell.build_shell()
+    look = "head -c 4096 /big.bin | od -An -tx1 | head -n 1"
+    done = shell.run_shell(
+        f"{look}; : > /logs/ready; until test -e /logs/go; do sleep 0.1; done; {look}; "
+        "cat /big.bin > /dev/null || echo refused",
+        meanwhile=lambda: _change_when_ready(shell.directory, bytearray(content[:-1])),
+    )
+    first, second, last = done.stdout.splitlines()
+    assert first == second == " " + content[:16].hex(" ")
+    assert last == "refused"
+    assert "file:big.bin: has 4194303 bytes, but the signed file has 4194304" in done.stderr

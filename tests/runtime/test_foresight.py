@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from applications import KEY, App
-from cloister.runtime.foresight import Record, Trail
+from applications import CLOISTER, KEY, App
+from cloister.runtime.foresight import Record, Trail, divided
 
 SIZE = 6 << 20
 
@@ -221,3 +223,33 @@ def test_names_as_deep_as_a_program_likes(app: App) -> None:
     subprocess.run(["rm", "-rf", "secret"], cwd=app.directory, check=True)  # too deep for Python
     assert "cannot access 'nothing'" in done.stderr
     assert "internal error" not in done.stderr
+
+
+def test_what_needs_a_key_is_fetched_later() -> None:
+    steps = {path: [(0, 1)] for path in ("/a", "/secret", "/secret/", "/secret/b", "/secrets/c")}
+    now, later = divided(steps, ["/secret"])
+    assert list(now) == ["/a", "/secrets/c"]
+    assert list(later) == ["/secret", "/secret/", "/secret/b"]
+    assert divided(steps, ["/"]) == ({}, steps)
+    assert divided(steps, []) == (steps, {})
+
+
+def test_the_runtime_uses_all_processors_when_nothing_is_left_to_fetch(
+    reader: App, records: Path
+) -> None:
+    """It shares one with what fetches ahead, and only as long as that works."""
+    script = f"{READ}; read x; cat /files/large > /dev/null"
+    for _ in range(2):
+        with subprocess.Popen(
+            [*CLOISTER, "run", "app", "-c", script], cwd=reader.directory, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        ) as run:  # fmt: skip
+            assert run.stdout is not None
+            assert run.stdout.readline() == f"{2 * SIZE}\n"
+            deadline = time.monotonic() + 10
+            while os.sched_getaffinity(run.pid) != os.sched_getaffinity(0):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            run.communicate("\n", 60)
+        assert run.returncode == 0
+    assert kept(records)

@@ -121,6 +121,7 @@ class Server:
             p.Opcode.LSEEK: self._lseek,
             p.Opcode.DESTROY: lambda r: b"",
         }
+        self._known = {*self._answers, _INIT, _INTERRUPT}
 
     def serve_until(self, event: int) -> None:
         """Answer requests until the descriptor ``event`` is readable, or as :meth:`serve`."""
@@ -166,6 +167,9 @@ class Server:
         size, opcode, unique, node, uid, gid, pid, _, _ = p.IN_HEADER.unpack_from(self._view)
         if size != length:
             raise OSError(errno.EPROTO, f"/dev/fuse: a request of {length} bytes says {size}")
+        if opcode not in self._known:
+            self._send(unique, errno.ENOSYS, b"")
+            return True
         request = _Request(unique, node, uid, gid, pid, self._view[p.IN_HEADER.size : length])
         if opcode == _INIT:
             self._send(unique, 0, self._init(request))
@@ -177,11 +181,8 @@ class Server:
 
     def _answer(self, opcode: int, request: _Request) -> tuple[int, Answer]:
         """Return an error number (0 is success) and the body of the answer."""
-        answer = self._answers.get(opcode)
-        if answer is None:
-            return errno.ENOSYS, b""
         try:
-            return 0, answer(request)
+            return 0, self._answers[opcode](request)
         except OSError as error:
             return error.errno or errno.EIO, b""
         except Exception as error:

@@ -241,7 +241,7 @@ class HeldEnclave:
 
     def ask_for(self, requests: Sequence[ProvisioningRequest]) -> None:
         """Begin to fetch secrets from key servers; :meth:`provisioned` returns them."""
-        self._channel.send(("fetch", tuple(requests)))
+        _ask(self._channel, "fetch", tuple(requests))
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when the secrets have arrived, or a failure."""
@@ -262,7 +262,7 @@ class HeldEnclave:
             raise failure
 
     def _call(self, name: str, *arguments: object) -> Any:
-        self._channel.send((name, arguments))
+        _ask(self._channel, name, arguments)
         return _answer(self._channel)[0]
 
 
@@ -272,12 +272,22 @@ class _Failure(NamedTuple):
     error: CloisterError
 
 
+_DIED = "the process that holds the enclave has died"
+
+
+def _ask(channel: _Channel, name: str, arguments: tuple[Any, ...]) -> None:
+    try:
+        channel.send((name, arguments))
+    except ConnectionError as error:
+        raise PlatformError(_DIED) from error
+
+
 def _answer(channel: _Channel) -> tuple[Any, list[bytearray]]:
     """Wait for an answer; raise what the other process raised."""
     try:
         value, secrets = channel.receive()
     except (EOFError, ConnectionError) as error:
-        raise PlatformError("the process that holds the enclave has died") from error
+        raise PlatformError(_DIED) from error
     if isinstance(value, _Failure):
         raise value.error
     return value, secrets

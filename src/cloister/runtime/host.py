@@ -169,6 +169,7 @@ class HostFile(Node):
         self._consult_rules()
 
     def _consult_rules(self) -> None:
+        self._was_whole = False
         self._trusted = self.scene.rules.trusted(self.place.path)
         self.costs_reading = self._trusted is not None
         if self._trusted is None:
@@ -252,6 +253,22 @@ class HostFile(Node):
         self._handles.remove(handle)
 
     def _open_trusted(self, entry: TrustedEntry) -> Handle:
+        """Open a trusted file; one that was found whole before is opened when it has to be."""
+        descriptor = None
+        if not self._was_whole:
+            descriptor = self._open_whole(entry)
+            self._was_whole = True
+        whole = self._trusted or entry
+        return TrustedHandle(
+            self.scene, self.place.path, whole, lambda: self._open_whole(whole), descriptor
+        )
+
+    def _open_whole(self, entry: TrustedEntry) -> int:
+        """Open the host's file if it has the signed size.
+
+        Raises:
+            TamperedFileError: it has another.
+        """
         descriptor = self.place.open(os.O_RDONLY)
         try:
             if entry.size == UNKNOWN_SIZE:
@@ -261,7 +278,7 @@ class HostFile(Node):
             os.close(descriptor)
             self.scene.report(self.place.path, Intent.READ, error)
             raise
-        return TrustedHandle(self.scene, self.place.path, descriptor, entry)
+        return descriptor
 
     def get_xattr(self, name: bytes) -> bytes:
         """Return an extended attribute of the host's file."""

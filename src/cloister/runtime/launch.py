@@ -69,6 +69,8 @@ def run(program: Program, start_enclave: StartEnclave | None, journal: Journal) 
         contextlib.closing(Sandbox(processors, loader.uid, loader.gid)) as sandbox,
     ):
         harden_this_process()
+        if program.trusted is not None:
+            program.trusted()  # loaded while the enclave starts
         enclave = None if start_enclave is None else start_enclave()
         keys = _keyring(program.manifest, enclave)
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from hashlib import sha256
 from hmac import compare_digest
 from typing import NoReturn
@@ -30,13 +31,35 @@ class TamperedFileError(OSError):
 
 
 class TrustedHandle(Handle):
-    """An open trusted file: no byte is served whose chunk was not just verified."""
+    """An open trusted file: no byte is served whose chunk was not just verified.
 
-    def __init__(self, scene: Scene, path: str, descriptor: int, entry: TrustedEntry) -> None:
+    Args:
+        scene: where refusals are reported.
+        path: URI path.
+        entry: what was signed.
+        open_file: opens the host's file.
+        descriptor: it is open already; None opens it when something is read that the kernel has
+            not cached.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        path: str,
+        entry: TrustedEntry,
+        open_file: Callable[[], int],
+        descriptor: int | None = None,
+    ) -> None:
         self._scene = scene
         self._path = path
-        self._descriptor = descriptor
+        self._open_file = open_file
+        self._opened = descriptor
         self.entry = entry
+
+    def _descriptor(self) -> int:
+        if self._opened is None:
+            self._opened = self._open_file()
+        return self._opened
 
     def read(self, offset: int, size: int) -> bytes | memoryview:
         """Read and verify the chunks that hold the range.
@@ -52,7 +75,7 @@ class TrustedHandle(Handle):
         start = first * CHUNK_SIZE
         end = min(-(-(offset + size) // CHUNK_SIZE) * CHUNK_SIZE, whole)
         view = ROOM[: end - start]
-        got = os.preadv(self._descriptor, [view], start)
+        got = os.preadv(self._descriptor(), [view], start)
         if got != end - start:
             self._refuse(f"cut short at byte {start + got} of {whole}")
         digests = [sha256(view[at : at + CHUNK_SIZE]).digest() for at in range(0, got, CHUNK_SIZE)]
@@ -78,11 +101,12 @@ class TrustedHandle(Handle):
 
     def attributes(self) -> Attributes:
         """Return the attributes of the open file, with the signed size."""
-        return shown(self._scene, os.fstat(self._descriptor), self.entry.size)
+        return shown(self._scene, os.fstat(self._descriptor()), self.entry.size)
 
     def release(self) -> None:
         """Close the host's file."""
-        os.close(self._descriptor)
+        if self._opened is not None:
+            os.close(self._opened)
 
 
 def require_size(descriptor: int, entry: TrustedEntry) -> None:
