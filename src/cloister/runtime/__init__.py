@@ -1,4 +1,4 @@
-"""What an application sees, and the process that shows it.
+"""What an application sees, and the processes that show it.
 
 - ``policy``: which files a program may touch (pure)
 - ``nodes``: what every file can be asked; ``host``, ``trusted``, ``encrypted``, ``attestation``:
@@ -8,5 +8,6 @@
 - ``environment``: arguments and environment (pure)
 - ``linux``, ``seccomp``, ``forks``, ``sandbox``: system calls, their filter, the application's
   processes; ``processors``: who works on which, and none asleep while it waits
-- ``load``, ``launch``: from an application's name to its exit code; ``journal``: what is reported
+- ``program``, ``load``, ``launch``: from an application's name to its exit code; ``attester``: the
+  process that holds the enclave meanwhile; ``journal``: what is reported
 """
