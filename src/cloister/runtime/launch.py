@@ -136,6 +136,8 @@ class _Run:
             server.serve_until(enclave.fileno())
             secrets = self._take_secrets(enclave)
         plan = self._plan(argv, secrets)
+        if self._journal.recorder is not None:
+            self._journal.recorder.program_starts()
         with forwarded_signals(sandbox.forward):
             sandbox.start(plan)
             server.serve()

@@ -139,14 +139,13 @@ class Recorder:
         self._limits.append(printable(reached))
 
     def view(self, root: Directory, trail: Trail | None, quote: Node | None) -> View:
-        """Return a view that counts. The program starts now.
+        """Return a view that counts.
 
         Args:
             root: the node of ``/``.
             trail: see :class:`View`.
             quote: the node from which the program takes quotes, if there is one.
         """
-        self._program = now()
         uris = self._manifest.sgx.allowed_files if self._measured is not None else []
         allowed = PathSet(uri.partition(":")[2] for uri in uris)
 
@@ -163,6 +162,10 @@ class Recorder:
         first = now() if self._quotes is None else self._quotes.first
         count = 1 if self._quotes is None else self._quotes.count + 1
         self._quotes = Quotes(count=count, first=first)
+
+    def program_starts(self) -> None:
+        """Remember when the program started."""
+        self._program = now()
 
     def ended(self, exit_code: int, memory: Sequence[MemoryUse]) -> None:
         """Remember how the program ended, and what its tmpfs mounts held then."""
