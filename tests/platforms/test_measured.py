@@ -9,6 +9,7 @@ import pytest
 from cloister.errors import MeasurementMismatchError
 from cloister.platforms.simulated import SimulatedPlatform
 from cloister.platforms.simulated.measured import Measurements
+from cloister.sgx.measurement import Measurement
 from signing import IMAGE, PARAMETERS, signed
 
 KEY = bytes(16)
@@ -16,18 +17,25 @@ MEASURED = bytes(range(32))
 
 
 class Measuring:
-    """Counts how often something was measured."""
+    """Counts how often something is measured."""
 
     def __init__(self) -> None:
         self.times = 0
 
-    def __call__(self) -> bytes:
+    def measure(self, *_: object, **__: object) -> Measurement:
         self.times += 1
-        return MEASURED
+        return Measurement(MEASURED, ())
+
+
+@pytest.fixture
+def measuring(monkeypatch: pytest.MonkeyPatch) -> Measuring:
+    counting = Measuring()
+    monkeypatch.setattr("cloister.sgx.measurement.measure", counting.measure)
+    return counting
 
 
 def of(
-    directory: Path, measuring: Measuring, *, key: bytes = KEY, manifest: bytes = b"manifest",
+    directory: Path, *, key: bytes = KEY, manifest: bytes = b"manifest",
     image: bytes = b"image", enclave_size: int = 1 << 32, max_threads: int = 4, edmm: bool = False,
 ) -> bytes:  # fmt: skip
     return Measurements(directory, key).of(
@@ -36,14 +44,12 @@ def of(
         enclave_size=enclave_size,
         max_threads=max_threads,
         edmm=edmm,
-        measure=measuring,
     )
 
 
-def test_the_same_is_measured_once(tmp_path: Path) -> None:
-    measuring = Measuring()
+def test_the_same_is_measured_once(tmp_path: Path, measuring: Measuring) -> None:
     for _ in range(3):
-        assert of(tmp_path / "kept", measuring) == MEASURED
+        assert of(tmp_path / "kept") == MEASURED
     assert measuring.times == 1
     (kept,) = (tmp_path / "kept").iterdir()
     assert kept.stat().st_mode & 0o777 == 0o600
@@ -62,36 +68,37 @@ def test_the_same_is_measured_once(tmp_path: Path) -> None:
         {"key": b"k" * 16},
     ],
 )
-def test_anything_else_is_measured(tmp_path: Path, other: dict[str, bytes]) -> None:
-    measuring = Measuring()
-    of(tmp_path, measuring)
-    of(tmp_path, measuring, **other)  # type: ignore[arg-type]
+def test_anything_else_is_measured(
+    tmp_path: Path, measuring: Measuring, other: dict[str, bytes]
+) -> None:
+    of(tmp_path)
+    of(tmp_path, **other)  # type: ignore[arg-type]
     assert measuring.times == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 64, MEASURED, MEASURED + bytes(32)])
-def test_what_is_damaged_is_measured_anew(tmp_path: Path, damage: bytes) -> None:
-    measuring = Measuring()
-    of(tmp_path, measuring)
+def test_what_is_damaged_is_measured_anew(
+    tmp_path: Path, measuring: Measuring, damage: bytes
+) -> None:
+    of(tmp_path)
     (kept,) = tmp_path.iterdir()
     whole = kept.read_bytes()
     kept.write_bytes(damage)
-    assert of(tmp_path, measuring) == MEASURED
+    assert of(tmp_path) == MEASURED
     assert measuring.times == 2
     assert kept.read_bytes() == whole
 
 
-def test_where_nothing_can_be_kept_it_is_measured(tmp_path: Path) -> None:
+def test_where_nothing_can_be_kept_it_is_measured(tmp_path: Path, measuring: Measuring) -> None:
     (tmp_path / "file").write_text("no directory")
-    assert of(tmp_path / "file", Measuring()) == MEASURED
+    assert of(tmp_path / "file") == MEASURED
 
 
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
-    measuring = Measuring()
+def test_only_the_newest_are_kept(tmp_path: Path, measuring: Measuring) -> None:
     for threads in range(1, 101):
-        of(tmp_path, measuring, max_threads=threads)
+        of(tmp_path, max_threads=threads)
     assert len(list(tmp_path.iterdir())) == 64
-    of(tmp_path, measuring, max_threads=100)
+    of(tmp_path, max_threads=100)
     assert measuring.times == 100
 
 

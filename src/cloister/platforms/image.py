@@ -56,14 +56,14 @@ def archive_of(files: Mapping[str, bytes]) -> bytes:
 def package_files(package: Path) -> dict[str, bytes]:
     """Read the files of a package; what Python caches and hidden files are left out."""
     files = {}
+    start = len(f"{package}/")
     for directory, below, names in os.walk(package):
         below[:] = [name for name in below if _counts(name)]
-        here = Path(directory)
-        prefix = here.relative_to(package).as_posix() + "/" if here != package else ""
         for name in filter(_counts, names):
-            path = here / name
-            if path.is_file():
-                files[prefix + name] = path.read_bytes()
+            path = f"{directory}/{name}"
+            if os.path.isfile(path):  # noqa: PTH113  (as text: this is done at every start)
+                with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+                    files[path[start:]] = file.read()
     return files
 
 

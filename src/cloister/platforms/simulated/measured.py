@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import hmac
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 from cloister import __version__
@@ -44,14 +43,10 @@ class Measurements:
         enclave_size: int,
         max_threads: int,
         edmm: bool,
-        measure: Callable[[], bytes],
     ) -> bytes:
         """Return the MRENCLAVE (32 bytes) of an enclave that is loaded with these.
 
-        Args:
-            manifest, image, enclave_size, max_threads, edmm: as for
-                :func:`cloister.sgx.measurement.measure`.
-            measure: measures it, if that has not been done before.
+        Args, raises: as :func:`cloister.sgx.measurement.measure`.
         """
         sizes = _SIZES.pack(len(manifest), len(image), enclave_size, max_threads, edmm)
         loaded = hashlib.sha256(_LABEL + __version__.encode() + b"\0" + sizes)
@@ -61,7 +56,11 @@ class Measurements:
         known = self._recall(path, loaded.digest())
         if known is not None:
             return known
-        measured = measure()
+        from cloister.sgx.measurement import measure
+
+        measured = measure(
+            manifest, image, enclave_size=enclave_size, max_threads=max_threads, edmm=edmm
+        ).mrenclave
         with contextlib.suppress(OSError):  # a full disk keeps nothing
             make_private_directory(self._directory)
             write_atomically(path, measured + self._mac(loaded.digest(), measured), mode=0o600)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import functools
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,6 @@ from cloister.sgx.keys import (
     KeyPolicy,
     KeyRequest,
 )
-from cloister.sgx.measurement import measure
 from cloister.sgx.sigstruct import Sigstruct
 
 if TYPE_CHECKING:
@@ -87,16 +85,8 @@ class SimulatedPlatform:
         """Measure and start an enclave; see :meth:`cloister.platforms.base.Platform.start`."""
         signed = Sigstruct.unpack(sigstruct)
         fused = read_fused(self._directory) or self._store.open(self._clock()).device.fused
-        measure_it = functools.partial(
-            measure, manifest, image, enclave_size=enclave_size, max_threads=max_threads, edmm=edmm
-        )
         mrenclave = Measurements(self._directory / "measured", fused.seal).of(
-            manifest,
-            image,
-            enclave_size=enclave_size,
-            max_threads=max_threads,
-            edmm=edmm,
-            measure=lambda: measure_it().mrenclave,
+            manifest, image, enclave_size=enclave_size, max_threads=max_threads, edmm=edmm
         )
         processor = Processor(fused=fused, report_key_id=secrets.token_bytes(32))
         identity = processor.einit(signed, measured=mrenclave)
