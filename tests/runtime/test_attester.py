@@ -16,7 +16,7 @@ import pytest
 from applications import CLOISTER, KEY, App
 from cloister.errors import EnclaveStartError, PlatformError, UnsupportedByPlatformError
 from cloister.platforms.base import SealingPolicy
-from cloister.platforms.simulated import SimulatedPlatform
+from cloister.platforms.simulated import SimulatedEnclave, SimulatedPlatform
 from cloister.runtime.attester import Attester, HeldEnclave, SealingRequest, Started
 from cloister.runtime.load import enclave_program
 from signing import IMAGE, PARAMETERS, signed
@@ -153,6 +153,82 @@ def test_a_run_survives_the_process_that_holds_its_enclave(app: App) -> None:
     assert "/dev/attestation/quote: the process that holds the enclave has died" in complaints
     assert "Traceback" not in complaints
     assert run.returncode == 7
+
+
+def test_signals_for_the_program_are_not_for_the_enclave(app: App) -> None:
+    """Batch schedulers signal all processes of a job."""
+    app.settings["sgx.remote_attestation"] = '"dcap"'
+    app.build_shell()
+    script = "trap 'echo caught' USR1; echo ready; read x; wc -c < /dev/attestation/quote"
+    with subprocess.Popen(
+        [*CLOISTER, "run", "app", "-c", script], cwd=app.directory, text=True, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as run:  # fmt: skip
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        os.killpg(run.pid, signal.SIGUSR1)
+        output, complaints = run.communicate("\n", 60)
+    assert "caught" in output
+    assert any(word.isdigit() and int(word) > 1000 for word in output.split()), complaints
+
+
+def test_nothing_but_the_runtime_reaches_the_enclave(app: App) -> None:
+    """Its other processes, which face the program, do not hold the channel for keys."""
+    app.build_shell()
+    with subprocess.Popen(
+        [*CLOISTER, "run", "app", "-c", "echo ready; read x"], cwd=app.directory, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as run:  # fmt: skip
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        others = [one for one in children(run.pid) if one != holder(run.pid)]
+        ours = sockets(run.pid)
+        assert len(ours) >= 2
+        assert others
+        for other in others:
+            assert not ours & sockets(other)
+        run.communicate("\n", 60)
+
+
+def sockets(process: int) -> set[Path]:
+    found = (path.readlink() for path in Path(f"/proc/{process}/fd").iterdir())
+    return {target for target in found if str(target).startswith("socket:")}
+
+
+def test_an_error_of_the_host_is_told_with_its_file(app: App, tmp_path: Path) -> None:
+    app.build_shell()
+    (tmp_path / "file").write_text("no directory")
+    done = app.cloister(
+        "run", "app", "-c", "true", expect=1,
+        env={**os.environ, "XDG_DATA_HOME": str(tmp_path / "file")},
+    )  # fmt: skip
+    assert f"{tmp_path}/file/cloister" in done.stderr
+    assert "Not a directory" in done.stderr
+    assert "internal error" not in done.stderr
+
+
+def test_what_lies_beside_quotes_is_what_lies_there_now(tmp_path: Path) -> None:
+    """The log of a TDX virtual machine grows when other applications start there."""
+    log = tmp_path / "log"
+    log.write_bytes(b"one")
+
+    class Logging(SimulatedEnclave):
+        @property
+        def event_log(self) -> bytes:  # type: ignore[override]
+            return log.read_bytes()
+
+    def start() -> Started:
+        enclave = SimulatedPlatform(tmp_path / "device").start(
+            manifest=b"manifest", sigstruct=signed(b"manifest").pack(), image=IMAGE, **PARAMETERS
+        )
+        enclave.__class__ = Logging
+        return Started(enclave, b"", "")
+
+    with contextlib.closing(Attester(start)) as attester:
+        enclave = attester.enclave()
+        assert enclave.event_log == b"one"
+        log.write_bytes(b"two")
+        assert enclave.event_log == b"two"
 
 
 def test_nobody_waits_for_a_key_server_that_does_not_answer(app: App) -> None:

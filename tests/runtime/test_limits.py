@@ -85,6 +85,13 @@ def test_more_descriptors_than_the_machine_permits(app: App) -> None:
     assert "cannot start: sys.fds.limit = 2000000000: this machine permits " in done.stderr
 
 
+def test_more_arguments_than_a_socket_holds(app: App) -> None:
+    """The sandbox takes them when it needs no files any more: nobody waits for the other."""
+    app.settings["sys.stack.size"] = '"8M"'
+    words = ["/bin/echo", *(f"{number:04}" * 250 for number in range(400))]
+    assert app.direct(words).stdout.split() == words[1:]
+
+
 def test_arguments_that_the_stack_cannot_hold(app: App) -> None:
     app.settings["loader.env.LARGE"] = json.dumps("x" * 100_000)
     app.settings["loader.env.LARGE2"] = json.dumps("x" * 100_000)

@@ -123,15 +123,20 @@ class Server:
         }
         self._known = {*self._answers, _INIT, _INTERRUPT}
 
-    def serve_until(self, event: int) -> None:
-        """Answer requests until the descriptor ``event`` is readable, or as :meth:`serve`."""
+    def serve_until(self, event: int) -> bool:
+        """Answer requests until the descriptor ``event`` is readable.
+
+        Return False if the file system was unmounted before.
+        """
         events = select.poll()
         events.register(event, select.POLLIN)
         events.register(self._descriptor, select.POLLIN)
         os.set_blocking(self._descriptor, False)  # a request that is there may be withdrawn
         try:
-            while event not in dict(events.poll()) and self._serve_one():
-                pass
+            while event not in dict(events.poll()):
+                if not self._serve_one():
+                    return False
+            return True
         finally:
             os.set_blocking(self._descriptor, True)
 

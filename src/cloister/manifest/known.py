@@ -4,8 +4,8 @@ To validate a manifest takes longer than anything else at the start of a run. So
 has started keeps the validated values of its manifest in the user's data directory, authenticated
 with a key that only this very enclave has: its measurement covers the manifest and the runtime,
 hence what validation would say again. At the next start the values are there at once. Until the
-enclave runs nobody can tell whether they are its own; by them the sandbox is made and the enclave
-started, and no more. Then the enclave confirms them or stops.
+enclave runs nobody can tell whether they are its own; by them the sandbox is made, the enclave
+started and the index of trusted files loaded, and no more. Then the enclave confirms them or stops.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ that library is done here, so that no library is needed and a failure has a reas
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import socket
 import ssl
 from typing import Protocol
@@ -16,19 +14,21 @@ from typing import Protocol
 from cloister.connect import connect_tcp
 from cloister.errors import (
     CloisterError,
-    ProtocolError,
     ProvisioningError,
     ProvisioningRefusedError,
 )
 from cloister.provision import protocol
-from cloister.provision.request import Provisioned, ProvisioningRequest, ServerAddress
-from cloister.provision.variables import CA_CHAIN_PATH, SECRET_STRING, SET_KEY
+from cloister.provision.request import (
+    Provisioned,
+    ProvisioningRequest,
+    ServerAddress,
+    interpret,
+)
+from cloister.provision.variables import CA_CHAIN_PATH
 from cloister.ratls.certificate import RaTlsIdentity, create_identity
 from cloister.ratls.client import client_context
 from cloister.ratls.deadline import Deadline
 
-WRAP_KEY_SIZE = 16
-MAX_STRING_SIZE = 4096
 DEFAULT_TIMEOUT = 30.0
 """Seconds for one server: connecting, handshake and answer together."""
 
@@ -105,7 +105,7 @@ def _fetch_from(
         ) from error
     with raw:
         certificate, secret = _exchange(raw, context, server, deadline)
-    return _interpret(server, certificate, secret, request)
+    return interpret(server, certificate, secret, request)
 
 
 def _exchange(
@@ -170,40 +170,3 @@ def _say_goodbye(tls: ssl.SSLSocket) -> None:
     with contextlib.suppress(OSError):
         tls.settimeout(0)
         tls.unwrap()
-
-
-def _interpret(
-    server: ServerAddress, certificate: bytes, secret: bytearray, request: ProvisioningRequest
-) -> Provisioned:
-    if request.key_name is None:
-        return Provisioned(
-            server, certificate, secret, None, None, {SECRET_STRING: _as_string(secret)}
-        )
-    key = _as_key(secret, accepts_hex=request.accepts_hex)
-    # Graphene's programs get the key in the variable besides; Gramine's do not.
-    is_text = request.accepts_hex and len(secret) != WRAP_KEY_SIZE
-    variables = {SECRET_STRING: _as_string(secret)} if is_text else {}
-    return Provisioned(server, certificate, secret, request.key_name, key, variables)
-
-
-def _as_key(secret: bytearray, *, accepts_hex: bool) -> bytearray:
-    if len(secret) == WRAP_KEY_SIZE:
-        return bytearray(secret)
-    expected = f"{WRAP_KEY_SIZE} bytes"
-    if accepts_hex:
-        expected += ", or 32 hex digits and a NUL"
-        if re.fullmatch(rb"[0-9A-Fa-f]{32}\0", secret):
-            return bytearray.fromhex(secret[:-1].decode("ascii"))
-    raise ProtocolError(
-        f"the released secret has {len(secret)} bytes, expected a wrap key of {expected}",
-        hint="the server serves another kind of secret than the manifest asks for",
-    )
-
-
-def _as_string(secret: bytearray) -> str:
-    if len(secret) > MAX_STRING_SIZE or not secret.endswith(b"\0"):
-        raise ProtocolError(
-            f"the released secret is no string of at most {MAX_STRING_SIZE} bytes ending with NUL",
-            hint=f"to receive a wrap key, set {SET_KEY} to its name",
-        )
-    return os.fsdecode(bytes(secret[: secret.index(0)]))

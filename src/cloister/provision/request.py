@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import re
 from collections.abc import Callable, Mapping
 
-from cloister.errors import InputError
+from cloister.errors import InputError, ProtocolError
 from cloister.provision.variables import (
     CA_CHAIN_PATH,
+    SECRET_STRING,
     SERVERS,
     SET_KEY,
     SET_PF_KEY,
@@ -21,6 +23,8 @@ from cloister.ratls.validity import DEFAULT_NOT_AFTER, DEFAULT_NOT_BEFORE, valid
 DEFAULT_SERVERS = "localhost:4433"
 DEFAULT_KEY_NAME = "default"
 """Graphene has one key without a name; it is the wrap key called ``default`` today."""
+WRAP_KEY_SIZE = 16
+MAX_STRING_SIZE = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,3 +177,51 @@ def parse_address(item: str) -> ServerAddress:
 
 def _is_key_name(name: str) -> bool:
     return bool(name) and "/" not in name and "\0" not in name and name not in (".", "..")
+
+
+def interpret(
+    server: ServerAddress, certificate: bytes, secret: bytearray, request: ProvisioningRequest
+) -> Provisioned:
+    """Return what a released secret is for the enclave that asked for it.
+
+    Args:
+        server: the one that released it.
+        certificate: the one by which it was believed, in DER.
+        secret: exactly the bytes that it sent.
+        request: what was asked for.
+
+    Raises:
+        ProtocolError: it is not what was asked for.
+    """
+    if request.key_name is None:
+        return Provisioned(
+            server, certificate, secret, None, None, {SECRET_STRING: _as_string(secret)}
+        )
+    key = _as_key(secret, accepts_hex=request.accepts_hex)
+    # Graphene's programs get the key in the variable besides; Gramine's do not.
+    is_text = request.accepts_hex and len(secret) != WRAP_KEY_SIZE
+    variables = {SECRET_STRING: _as_string(secret)} if is_text else {}
+    return Provisioned(server, certificate, secret, request.key_name, key, variables)
+
+
+def _as_key(secret: bytearray, *, accepts_hex: bool) -> bytearray:
+    if len(secret) == WRAP_KEY_SIZE:
+        return bytearray(secret)
+    expected = f"{WRAP_KEY_SIZE} bytes"
+    if accepts_hex:
+        expected += ", or 32 hex digits and a NUL"
+        if re.fullmatch(rb"[0-9A-Fa-f]{32}\0", secret):
+            return bytearray.fromhex(secret[:-1].decode("ascii"))
+    raise ProtocolError(
+        f"the released secret has {len(secret)} bytes, expected a wrap key of {expected}",
+        hint="the server serves another kind of secret than the manifest asks for",
+    )
+
+
+def _as_string(secret: bytearray) -> str:
+    if len(secret) > MAX_STRING_SIZE or not secret.endswith(b"\0"):
+        raise ProtocolError(
+            f"the released secret is no string of at most {MAX_STRING_SIZE} bytes ending with NUL",
+            hint=f"to receive a wrap key, set {SET_KEY} to its name",
+        )
+    return os.fsdecode(bytes(secret[: secret.index(0)]))

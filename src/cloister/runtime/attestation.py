@@ -140,7 +140,8 @@ def _made(tell: Callable[[str], None], name: str, read: Reader) -> Reader:
         except UnsupportedByPlatformError:
             refuse(errno.EOPNOTSUPP)
         except CloisterError as error:
-            tell(f"/dev/attestation/{name}: {error.message}")
+            hint = f" (hint: {error.hint})" if error.hint else ""
+            tell(f"/dev/attestation/{name}: {error.message}{hint}")
             refuse(errno.EACCES)
 
     return made

@@ -5,26 +5,26 @@ it needs the program's files. So it is done in a process of its own, beside the 
 the tree and fetches files ahead. There it stays until the program has ended, and answers what
 ``/dev/attestation`` is asked. Both processes belong to the runtime and trust each other.
 
-A message is a pickled value and a number of secrets. Secrets travel beside the value, in buffers
-that are wiped after use.
+A message is a pickled value and a number of secrets. Keys and released secrets travel beside the
+value, in buffers that are wiped after use.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 import pickle
 import signal
 import socket
 import struct
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from cloister.errors import CloisterError, PlatformError
 from cloister.platforms.base import Enclave, SealingPolicy
 from cloister.runtime import linux
-from cloister.runtime.forks import fork_into
+from cloister.runtime.forks import close_private, fork_into, keep_private
 
 if TYPE_CHECKING:
     from cloister.provision.request import Provisioned, ProvisioningRequest
@@ -62,7 +62,10 @@ class Started(NamedTuple):
 
 
 class _Facts(NamedTuple):
-    """What never changes of a started enclave."""
+    """What never changes of a started enclave.
+
+    Sealing keys travel as secrets: ``sealing`` holds None in their places, and errors.
+    """
 
     digest: bytes
     description: str
@@ -72,8 +75,8 @@ class _Facts(NamedTuple):
     isv_prod_id: int
     isv_svn: int
     debug: bool
-    event_log: bytes
-    sealing: dict[SealingRequest, bytes | CloisterError]
+    has_event_log: bool
+    sealing: dict[SealingRequest, CloisterError | None]
 
 
 class _Channel:
@@ -83,7 +86,7 @@ class _Channel:
         self.end = end
 
     def send(self, value: object, secrets: Sequence[bytearray] = ()) -> None:
-        """Send a value, and secrets beside it."""
+        """Send a value, and secrets beside it, which stay the caller's to wipe."""
         text = pickle.dumps(value)
         self.end.sendall(_HEAD.pack(len(text), len(secrets)) + text)
         for secret in secrets:
@@ -121,12 +124,8 @@ class Attester:
 
     def __init__(self, start: Callable[[], Started]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-
-        def hold() -> None:
-            ours.close()
-            _hold(_Channel(theirs), start)
-
-        self._child = fork_into(hold)
+        keep_private(ours)  # through it one could ask for keys
+        self._child = fork_into(lambda: _hold(_Channel(theirs), start))
         theirs.close()
         self._channel = _Channel(ours)
 
@@ -136,11 +135,11 @@ class Attester:
         Raises:
             CloisterError: what starting it raised.
         """
-        return HeldEnclave(self._channel, _answer(self._channel)[0])
+        return HeldEnclave(self._channel, *_answer(self._channel))
 
     def close(self) -> None:
         """End the process, and with it the enclave, whatever it waits for."""
-        self._channel.end.close()
+        close_private(self._channel.end)
         os.kill(self._child, signal.SIGKILL)
         os.waitpid(self._child, 0)
 
@@ -153,9 +152,15 @@ class HeldEnclave:
         description: one line on its platform.
     """
 
-    def __init__(self, channel: _Channel, facts: _Facts) -> None:
+    def __init__(self, channel: _Channel, facts: _Facts, keys: list[bytearray]) -> None:
         self._channel = channel
         self._facts = facts
+        waiting = iter(keys)
+        self._sealing = {
+            request: next(waiting) if error is None else error
+            for request, error in facts.sealing.items()
+        }
+        self._asked: Sequence[ProvisioningRequest] = ()
         self.digest = facts.digest
         self.description = facts.description
 
@@ -191,16 +196,16 @@ class HeldEnclave:
 
     @property
     def event_log(self) -> bytes:
-        """What must lie beside a quote for verifiers to read it; empty where nothing must."""
-        return self._facts.event_log
+        """What must lie beside a quote now for verifiers to read it; empty where nothing must."""
+        return bytes(self._call("event_log")[0]) if self._facts.has_event_log else b""
 
     def target_info(self) -> bytes:
         """Return this enclave's own TARGETINFO (512 bytes)."""
-        return bytes(self._call("target_info"))
+        return bytes(self._call("target_info")[0])
 
     def report(self, target_info: bytes, report_data: bytes) -> bytes:
         """Return a REPORT (432 bytes) that the enclave ``target_info`` can check."""
-        return bytes(self._call("report", target_info, report_data))
+        return bytes(self._call("report", target_info, report_data)[0])
 
     def verify_report(self, report: bytes) -> None:
         """Check that ``report`` was made on this processor for this enclave.
@@ -212,7 +217,7 @@ class HeldEnclave:
 
     def quote(self, report_data: bytes) -> bytes:
         """Return a quote with these 64 bytes."""
-        return bytes(self._call("quote", report_data))
+        return bytes(self._call("quote", report_data)[0])
 
     def sealing_key(
         self,
@@ -228,19 +233,24 @@ class HeldEnclave:
             UnsupportedByPlatformError: the platform has no sealing keys.
         """
         request = SealingRequest(policy, flags_mask, xfrm_mask, misc_mask)
-        if request not in self._facts.sealing:
-            self._facts.sealing[request] = self._call("sealing_key", *request)
-        key = self._facts.sealing[request]
+        if request not in self._sealing:
+            error, keys = self._call("sealing_key", *request)
+            self._sealing[request] = keys[0] if error is None else error
+        key = self._sealing[request]
         if isinstance(key, CloisterError):
             raise key
-        return key
+        return bytes(key)
 
     def close(self) -> None:
-        """Forget its keys; the process ends with its :class:`Attester`."""
-        self._facts.sealing.clear()
+        """Wipe its keys; the process ends with its :class:`Attester`."""
+        for key in self._sealing.values():
+            if isinstance(key, bytearray):
+                key[:] = bytes(len(key))
+        self._sealing.clear()
 
     def ask_for(self, requests: Sequence[ProvisioningRequest]) -> None:
         """Begin to fetch secrets from key servers; :meth:`provisioned` returns them."""
+        self._asked = requests
         _ask(self._channel, "fetch", tuple(requests))
 
     def fileno(self) -> int:
@@ -253,23 +263,33 @@ class HeldEnclave:
         Raises:
             CloisterError: a key server did not release the next one.
         """
-        (released, failure), secrets = _answer(self._channel)
-        waiting = iter(secrets)
-        for one in released:
-            key = None if one.key is None else next(waiting)
-            yield dataclasses.replace(one, secret=next(waiting), key=key)
-        if failure is not None:
-            raise failure
+        from cloister.provision.request import interpret
 
-    def _call(self, name: str, *arguments: object) -> Any:
+        (released, failure), secrets = _answer(self._channel)
+        asked = self._asked[: len(released)]
+        for (server, certificate), secret, request in zip(released, secrets, asked, strict=True):
+            yield interpret(server, certificate, secret, request)
+        if failure is not None:
+            failure.rise()
+
+    def _call(self, name: str, *arguments: object) -> tuple[Any, list[bytearray]]:
         _ask(self._channel, name, arguments)
-        return _answer(self._channel)[0]
+        return _answer(self._channel)
+
+
+class _ThereError(Exception):
+    """Where the other process raised something, for those who want to see tracebacks."""
 
 
 class _Failure(NamedTuple):
     """What the other process raised."""
 
-    error: CloisterError
+    error: CloisterError | OSError
+    trace: str
+
+    def rise(self) -> NoReturn:
+        """Raise it here."""
+        raise self.error from _ThereError(self.trace)
 
 
 _DIED = "the process that holds the enclave has died"
@@ -289,7 +309,7 @@ def _answer(channel: _Channel) -> tuple[Any, list[bytearray]]:
     except (EOFError, ConnectionError) as error:
         raise PlatformError(_DIED) from error
     if isinstance(value, _Failure):
-        raise value.error
+        value.rise()
     return value, secrets
 
 
@@ -298,13 +318,14 @@ def _answer(channel: _Channel) -> tuple[Any, list[bytearray]]:
 
 def _hold(channel: _Channel, start: Callable[[], Started]) -> NoReturn:
     """Start the enclave and answer until the runtime ends or closes the channel."""
-    linux.die_with_parent(signal.SIGKILL)
+    # Whoever sends signals to all processes of a job means the program.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     linux.keep_memory_private()
     try:
         started = start()
-        channel.send(_facts(started))
+        _send_facts(channel, started)
     except Exception as error:
-        channel.send(_Failure(_told(error)))
+        channel.send(_failure(error))
         os._exit(1)
     enclave = started.enclave
     if started.provisions:
@@ -317,17 +338,22 @@ def _hold(channel: _Channel, start: Callable[[], Started]) -> NoReturn:
         try:
             if name == "fetch":
                 _send_secrets(channel, enclave, arguments)
+            elif name == "sealing_key":
+                _send_key(channel, _sealing_key(enclave, SealingRequest(*arguments)))
             else:
-                channel.send(_call(enclave, name, arguments))
+                wanted = getattr(enclave, name)
+                channel.send(wanted(*arguments) if callable(wanted) else wanted)
         except Exception as error:
-            channel.send(_Failure(_told(error)))
+            channel.send(_failure(error))
     enclave.close()
     os._exit(0)
 
 
-def _facts(started: Started) -> _Facts:
+def _send_facts(channel: _Channel, started: Started) -> None:
     enclave = started.enclave
-    return _Facts(
+    keys = {request: _sealing_key(enclave, request) for request in started.sealing}
+    errors = {r: key if isinstance(key, CloisterError) else None for r, key in keys.items()}
+    facts = _Facts(
         digest=started.digest,
         description=started.description,
         simulated=enclave.simulated,
@@ -336,23 +362,26 @@ def _facts(started: Started) -> _Facts:
         isv_prod_id=enclave.isv_prod_id,
         isv_svn=enclave.isv_svn,
         debug=enclave.debug,
-        event_log=enclave.event_log,
-        sealing={request: _sealing_key(enclave, request) for request in started.sealing},
+        has_event_log=bool(enclave.event_log),
+        sealing=errors,
     )
+    channel.send(facts, [key for key in keys.values() if isinstance(key, bytearray)])
 
 
-def _call(enclave: Enclave, name: str, arguments: tuple[Any, ...]) -> object:
-    if name == "sealing_key":
-        return _sealing_key(enclave, SealingRequest(*arguments))
-    return getattr(enclave, name)(*arguments)
+def _send_key(channel: _Channel, key: bytearray | CloisterError) -> None:
+    if isinstance(key, CloisterError):
+        channel.send(key)
+    else:
+        channel.send(None, [key])
 
 
-def _sealing_key(enclave: Enclave, request: SealingRequest) -> bytes | CloisterError:
+def _sealing_key(enclave: Enclave, request: SealingRequest) -> bytearray | CloisterError:
     policy, flags, xfrm, misc = request
     try:
-        return enclave.sealing_key(policy, flags_mask=flags, xfrm_mask=xfrm, misc_mask=misc)
+        key = enclave.sealing_key(policy, flags_mask=flags, xfrm_mask=xfrm, misc_mask=misc)
     except CloisterError as error:
         return error
+    return bytearray(key)
 
 
 def _send_secrets(
@@ -362,23 +391,24 @@ def _send_secrets(
     from cloister.provision.client import fetch_secret
 
     released: list[Provisioned] = []
-    failure: CloisterError | None = None
+    failure: _Failure | None = None
     try:
-        released.extend(fetch_secret(enclave, request) for request in requests)
-    except CloisterError as error:
-        failure = error
-    bare = [
-        dataclasses.replace(one, secret=bytearray(), key=None if one.key is None else bytearray())
-        for one in released
-    ]
-    secrets = [each for one in released for each in (one.key, one.secret) if each is not None]
-    channel.send((bare, failure), secrets)
-    for one in released:
-        one.wipe()
+        for request in requests:
+            try:
+                released.append(fetch_secret(enclave, request))
+            except Exception as error:
+                failure = _failure(error)
+                break
+        public = [(one.server, one.certificate) for one in released]
+        channel.send((public, failure), [one.secret for one in released])
+    finally:
+        for one in released:
+            one.wipe()
 
 
-def _told(error: Exception) -> CloisterError:
+def _failure(error: Exception) -> _Failure:
     """Return an error that can be sent; a defect of ours is told by its name."""
-    if isinstance(error, CloisterError):
-        return error
-    return PlatformError(f"internal error in the process that holds the enclave: {error!r}")
+    if not isinstance(error, CloisterError | OSError):
+        told = PlatformError(f"internal error in the process that holds the enclave: {error!r}")
+        return _Failure(told, traceback.format_exc())
+    return _Failure(error, traceback.format_exc())

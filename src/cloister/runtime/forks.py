@@ -1,14 +1,31 @@
-"""Forking: children that never run their caller's code, and leave signals to the program."""
+"""Forking: children that run none of their caller's code, end with it, and get only their own."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from cloister.runtime import linux
+
 FOR_THE_PROGRAM = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
 """Signals that a terminal or a person sends; only the program and its runtime answer them."""
+
+
+_private: set[socket.socket] = set()
+
+
+def keep_private(end: socket.socket) -> None:
+    """Close ``end`` in every process that :func:`fork_into` makes from now on."""
+    _private.add(end)
+
+
+def close_private(end: socket.socket) -> None:
+    """Close ``end`` here too."""
+    _private.discard(end)
+    end.close()
 
 
 @contextmanager
@@ -24,8 +41,9 @@ def fork_into(run: Callable[[], None]) -> int:
     """Fork a process that does ``run`` and nothing else; return its number.
 
     The child ignores the signals that are for the program. They are blocked around the fork, so
-    that none can run a handler of ours in both processes.
+    that none can run a handler of ours in both processes. It is killed when its parent ends.
     """
+    parent = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PROGRAM)
     child = os.fork()
     if child == 0:
@@ -33,6 +51,11 @@ def fork_into(run: Callable[[], None]) -> int:
             for number in FOR_THE_PROGRAM:
                 signal.signal(number, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            linux.die_with_parent(signal.SIGKILL)
+            if os.getppid() != parent:  # it ended before we were tied to it
+                os._exit(1)
+            for end in _private:
+                end.close()
             run()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return child

@@ -12,7 +12,7 @@ import select
 import signal
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -27,6 +27,7 @@ from cloister.runtime.plan import (
     MEMORY,
     NOT_STARTED,
     PREPARING,
+    READY,
     STATUS,
     TOLD,
     MemoryUse,
@@ -112,18 +113,18 @@ def _run_as_process_one(control: socket.socket, processors: Processors) -> NoRet
         os.close(hidden)
         os.chdir(_STAGING)
         linux.pivot_root_here()
-        keys_are_there = _begin_to_fetch(stage, processors)
-        plan = _receive_plan(control)
-        keys_are_there()
         ours, theirs = socket.socketpair()
         program = os.fork()
         if program == 0:
             with never_returning():
                 ours.close()
-                _become_program(control, theirs, plan)
+                _become_program(control, theirs, stage.limits)
         theirs.close()
-        supervisor = Supervisor(_listener_from(ours), plan.limits)
-        code = _reap_until(program, supervisor)
+        fetcher = _Fetcher(stage, processors)
+        control.sendall(READY)
+        supervisor = Supervisor(_listener_from(ours), stage.limits)
+        fetcher.keys_are_there()
+        code = _reap_until(program, supervisor, fetcher)
         for text in supervisor.reached.values():
             control.sendall(STATUS.pack(TOLD, len(text)) + text.encode("ascii"))
         held = json.dumps([_memory_use(each.path) for each in stage.mounts if each.kind == "tmpfs"])
@@ -135,27 +136,38 @@ def _run_as_process_one(control: socket.socket, processors: Processors) -> NoRet
     os._exit(0)
 
 
-def _begin_to_fetch(stage: Stage, processors: Processors) -> Callable[[], None]:
-    """Fork what fetches ahead; return what tells it that the keys are in place."""
-    keys, keys_are_there = os.pipe2(os.O_CLOEXEC)
-    if (stage.foreseen or stage.foreseen_later) and os.fork() == 0:
-        with never_returning():
-            os.close(keys_are_there)
-            _fetch(stage, processors, keys)
-    os.close(keys)
-    return lambda: os.close(keys_are_there)
+class _Fetcher:
+    """The process that fetches ahead, on the processor that the runtime shares meanwhile."""
+
+    def __init__(self, stage: Stage, processors: Processors) -> None:
+        self._processors = processors
+        self._number = 0
+        keys, self._keys = os.pipe2(os.O_CLOEXEC)
+        if stage.foreseen or stage.foreseen_later:
+            self._number = os.fork()
+            if self._number == 0:
+                with never_returning():
+                    os.close(self._keys)
+                    _fetch(stage, keys)
+        os.close(keys)
+
+    def keys_are_there(self) -> None:
+        """Let it go on with what is encrypted."""
+        os.close(self._keys)
+
+    def has_ended(self, number: int) -> None:
+        """Take note if the process of that number was the fetcher: it is done, or was killed."""
+        if number == self._number:
+            self._processors.part()
 
 
-def _fetch(stage: Stage, processors: Processors, keys: int) -> None:
-    """Fetch what is foreseen, on the processor that the runtime shares meanwhile."""
-    try:
-        if stage.processor is not None:
+def _fetch(stage: Stage, keys: int) -> None:
+    if stage.processor is not None:
+        with suppress(OSError):
             os.sched_setaffinity(0, {stage.processor})
-        fetch_ahead(stage.foreseen)
-        os.read(keys, 1)
-        fetch_ahead(stage.foreseen_later)
-    finally:
-        processors.leave()
+    fetch_ahead(stage.foreseen)
+    os.read(keys, 1)
+    fetch_ahead(stage.foreseen_later)
 
 
 def _memory_use(path: str) -> MemoryUse:
@@ -168,13 +180,8 @@ def _memory_use(path: str) -> MemoryUse:
 def _receive_stage(control: socket.socket) -> Stage:
     fields = _receive(control)
     fields["mounts"] = [KernelMount(**mount) for mount in fields["mounts"]]
-    return Stage(**fields)
-
-
-def _receive_plan(control: socket.socket) -> Plan:
-    fields = _receive(control)
     fields["limits"] = Limits(**fields["limits"])
-    return Plan(**fields)
+    return Stage(**fields)
 
 
 def _receive(control: socket.socket) -> dict[str, Any]:
@@ -254,7 +261,7 @@ def _listener_from(program: socket.socket) -> int | None:
     return descriptors[0] if descriptors else None
 
 
-def _reap_until(program: int, supervisor: Supervisor) -> int:
+def _reap_until(program: int, supervisor: Supervisor, fetcher: _Fetcher) -> int:
     """Reap every orphan and answer the program's calls until it ends; return its code.
 
     The code is what a shell would show.
@@ -271,6 +278,7 @@ def _reap_until(program: int, supervisor: Supervisor) -> int:
             if pid == program:
                 code = os.waitstatus_to_exitcode(status)
                 return code if code >= 0 else 128 - code
+            fetcher.has_ended(pid)
         for descriptor, event in events.poll():
             if descriptor == child_died:
                 os.read(child_died, 4096)
@@ -289,14 +297,15 @@ def _ended() -> Iterator[tuple[int, int]]:
         yield pid, status
 
 
-def _become_program(control: socket.socket, init: socket.socket, plan: Plan) -> NoReturn:
-    """Process 2: without privileges, become the program.
+def _become_program(control: socket.socket, init: socket.socket, limits: Limits) -> NoReturn:
+    """Process 2: wait for the plan and, without privileges, become the program.
 
     Args:
-        control: the runtime, who is told why there is no program.
+        control: the runtime, who has the plan and is told why there is no program.
         init: process 1, who gets the descriptor on which calls wait for its answer.
-        plan: what to become.
+        limits: what the program may have at most.
     """
+    plan = Plan(**_receive(control))
     try:
         control.sendall(b"!")  # its credentials tell the runtime this process's number
         for number in (*FOR_THE_PROGRAM, signal.SIGPIPE, signal.SIGXFSZ):
@@ -305,10 +314,10 @@ def _become_program(control: socket.socket, init: socket.socket, plan: Plan) -> 
         _enter(plan.directory)
         linux.drop_privileges()
         linux.leave_abstract_sockets_of_others()
-        filter_of_calls = filter_program(plan.limits)
-        listener = linux.install_filter(filter_of_calls, listener=plan.limits.is_watched)
+        filter_of_calls = filter_program(limits)
+        listener = linux.install_filter(filter_of_calls, listener=limits.is_watched)
         socket.send_fds(init, [b"!"], [] if listener is None else [listener])
-        impose(plan.limits)
+        impose(limits)
         os.execve(plan.executable, plan.arguments, plan.environment)
     except OSError as error:
         name = error.filename or plan.executable

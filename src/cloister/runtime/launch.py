@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cloister.errors import InputError, UnsupportedByPlatformError
+from cloister.errors import InputError, SandboxError, UnsupportedByPlatformError
 from cloister.files import cache_home
 from cloister.fuse.server import Server
 from cloister.manifest.uris import file_path
@@ -132,8 +132,11 @@ class _Run:
         # What is loaded by now stays to the end; the collector need not look at it again.
         gc.freeze()
         sandbox.prepare(stage)
+        server.serve_until(sandbox.fileno())
+        sandbox.await_ready()
         if enclave is not None and asking:
-            server.serve_until(enclave.fileno())
+            if not server.serve_until(enclave.fileno()):
+                raise SandboxError("the sandbox died while key servers were asked")
             secrets = self._take_secrets(enclave)
         plan = self._plan(argv, secrets)
         if self._journal.recorder is not None:
@@ -157,6 +160,7 @@ class _Run:
             host_name=host_name() if extra_names else DEFAULT_HOST_NAME,
             foreseen=now,
             foreseen_later=later,
+            limits=limits_of(self._manifest, enclave=self._enclave is not None),
             processor=processors.share() if foreseen else None,
         )
 
@@ -176,7 +180,6 @@ class _Run:
             arguments=argv,
             environment={**without_provisioning(variables), **secrets},
             directory=self._manifest.fs.start_dir,
-            limits=limits_of(self._manifest, enclave=self._enclave is not None),
         )
 
     def _view(self, trail: Trail | None) -> View:

@@ -15,6 +15,8 @@ STATUS = struct.Struct("=cI")  # kind, value
 EXITED, NOT_STARTED, TOLD, MEMORY = b"x", b"e", b"t", b"m"
 LENGTH = struct.Struct("=I")
 PREPARING = "preparing the sandbox"
+READY = b"r"
+"""The tree is mounted: the program's process waits for the plan."""
 
 
 class MemoryUse(NamedTuple):
@@ -40,6 +42,7 @@ class Stage:
         host_name: name of the machine that the program sees.
         foreseen: what of the tree is fetched ahead, at once.
         foreseen_later: what is fetched when the keys are in place.
+        limits: what the program may have at most.
         processor: where what fetches it works; None leaves that to the kernel.
     """
 
@@ -47,23 +50,22 @@ class Stage:
     host_name: str
     foreseen: Steps
     foreseen_later: Steps
+    limits: Limits
     processor: int | None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What it is told once the keys are in place.
+    """What the program's process is told once the keys are in place.
 
     Attributes:
         executable: path of the program inside the tree.
         arguments: its argument vector, element 0 included.
         environment: its whole environment.
         directory: where it starts.
-        limits: what it may have at most.
     """
 
     executable: str
     arguments: list[str]
     environment: dict[str, str]
     directory: str
-    limits: Limits

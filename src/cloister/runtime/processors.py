@@ -13,6 +13,7 @@ it works, which leaves the others to the program.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import signal
@@ -51,22 +52,29 @@ class Processors:
         """A request came; more will follow soon."""
         self._words[_BEATS] += 1
         if self._shares and self._words[_PARTED]:
-            self.part()
+            self._part()
 
-    def share(self) -> int:
-        """Stay on the present processor, and return its number for who is to share it."""
-        processor = linux.current_processor()
-        os.sched_setaffinity(0, {processor})
+    def share(self) -> int | None:
+        """Stay on the present processor, and return its number for who is to share it.
+
+        None where the kernel does not let us choose.
+        """
+        try:
+            processor = linux.current_processor()
+            os.sched_setaffinity(0, {processor})
+        except OSError:
+            return None
         self._shares = True
         return processor
 
-    def part(self) -> None:
-        """Use all processors again."""
-        os.sched_setaffinity(0, self._all)
+    def _part(self) -> None:
+        """Use all processors again, or those that the kernel has given us meanwhile."""
         self._shares = False
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, self._all)
 
-    def leave(self) -> None:
-        """Tell the process that shares a processor with this one that it has it to itself."""
+    def part(self) -> None:
+        """Let the process that shares a processor use all again, at its next request."""
         self._words[_PARTED] = 1
 
     def close(self) -> None:
@@ -83,7 +91,6 @@ class Processors:
 
 def _turn(processor: int, words: memoryview) -> None:
     """Turn on one processor as long as requests come; never returns."""
-    linux.die_with_parent(signal.SIGKILL)
     linux.set_dumpable(False)
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     os.sched_setaffinity(0, {processor})

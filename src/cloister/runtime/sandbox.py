@@ -2,10 +2,10 @@
 
 Two processes are forked before any key exists in memory. The first enters new user, mount, PID,
 IPC and UTS namespaces, opens ``/dev/fuse`` there (opened elsewhere, mount(2) refuses it), mounts
-the tree and passes the descriptor back. The second is process 1 of the new PID namespace: it waits
-for the plan, mounts what belongs to the kernel, makes the tree its root and starts the program as
-process 2 without any privilege. When either side dies the kernel removes every process and every
-mount of the other; nothing has a name on the host.
+the tree and passes the descriptor back. The second is process 1 of the new PID namespace: told to,
+it mounts what belongs to the kernel, makes the tree its root and forks process 2, which waits for
+the plan and becomes the program without any privilege. When either side dies the kernel removes
+every process and every mount of the other; nothing has a name on the host.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from cloister.runtime.plan import (
     MEMORY,
     NOT_STARTED,
     PREPARING,
+    READY,
     STATUS,
     TOLD,
     MemoryUse,
@@ -91,18 +92,39 @@ class Sandbox:
         return data
 
     def prepare(self, stage: Stage) -> None:
-        """Let the first process mount and fetch ahead. The caller serves ``fuse`` from now on."""
+        """Let the first process mount and fetch ahead; see :meth:`await_ready`.
+
+        The caller serves ``fuse`` from now on.
+        """
         self._tell(stage)
 
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when there is news from inside."""
+        return self._control.fileno()
+
+    def await_ready(self) -> None:
+        """Wait until the tree is mounted and nothing inside needs it to take the plan.
+
+        Raises:
+            SandboxError: what the kernel was to mount over the tree could not be mounted.
+        """
+        try:
+            if self._receive(len(READY)) == READY:
+                return
+            _, size = STATUS.unpack(self._receive(STATUS.size))
+            raise SandboxError(self._receive(size).decode("utf-8", "replace"))
+        except ConnectionError as error:
+            raise SandboxError("the sandbox died before the program started") from error
+
     def start(self, plan: Plan) -> None:
-        """Let it start the program."""
-        # Whoever has died of something has told why, which :meth:`result` reads.
-        with suppress(BrokenPipeError, ConnectionResetError):
-            self._tell(plan)
+        """Start the program."""
+        self._tell(plan)
 
     def _tell(self, what: Stage | Plan) -> None:
         text = json.dumps(what, default=vars).encode("ascii")
-        self._control.sendall(LENGTH.pack(len(text)) + text)
+        # Whoever has died meanwhile, or why, is found out by waiting for an answer.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._control.sendall(LENGTH.pack(len(text)) + text)
 
     def forward(self, number: int) -> None:
         """Send a signal to the program, if it runs already."""

@@ -58,7 +58,12 @@ class TrustedHandle(Handle):
 
     def _descriptor(self) -> int:
         if self._opened is None:
-            self._opened = self._open_file()
+            try:
+                self._opened = self._open_file()
+            except TamperedFileError:
+                raise  # and has been reported
+            except OSError as error:
+                self._refuse(f"cannot be opened any more ({error.strerror})")
         return self._opened
 
     def read(self, offset: int, size: int) -> bytes | memoryview:

@@ -96,6 +96,7 @@ class SimulatedPlatform:
         from cloister.platforms.simulated.quoting import QuotingEnclave
 
         certified = self._store.open(self._clock())
+        certified.device.fused.wipe()  # a second copy
         return QuotingEnclave(processor, certified.device.pck_key, certified.chain.to_pem())
 
     def trust_anchor(self) -> TrustAnchor:
