@@ -161,8 +161,9 @@ def test_signals_for_the_program_are_not_for_the_enclave(app: App) -> None:
     app.build_shell()
     script = "trap 'echo caught' USR1; echo ready; read x; wc -c < /dev/attestation/quote"
     with subprocess.Popen(
-        [*CLOISTER, "run", "app", "-c", script], cwd=app.directory, text=True, start_new_session=True,
+        [*CLOISTER, "run", "app", "-c", script], cwd=app.directory, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
     ) as run:  # fmt: skip
         assert run.stdout is not None
         assert run.stdout.readline() == "ready\n"
