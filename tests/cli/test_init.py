@@ -92,6 +92,21 @@ def test_directories_for_results_and_inputs_beside_the_script_s(home: Path) -> N
     assert (tried["results"], tried["different"]) == (["results/deep/greeting.txt"], [])
 
 
+def test_empty_directories_are_there(home: Path) -> None:
+    (home / "inbox").mkdir()
+    (home / "in" / "later").mkdir()
+    (home / ".hidden").mkdir()
+    (home / "count.py").write_text(
+        SCRIPT + "Path('seen.txt').write_text(str([*Path('inbox').iterdir(),"
+        " *Path('in/later').iterdir(), sorted(p.name for p in Path('in').iterdir())]))\n"
+    )
+    cloister(home, "init", "-o", "project", "count.py")
+    assert (home / "project" / "plaintext" / "inbox").is_dir()
+    assert not (home / "project" / "plaintext" / ".hidden").exists()
+    done = cloister(home, "try", "--json", "project")
+    assert json.loads(done.stdout)["different"] == []
+
+
 def test_a_script_with_its_own_absolute_path_is_told(home: Path) -> None:
     (home / "fixed.py").write_text(f'open("{home}/in/text.txt").read()')
     said = cloister(home, "init", "fixed.py", f"--in={home}/in").stdout
@@ -190,12 +205,12 @@ def test_runs_that_differ_are_told(home: Path) -> None:
     assert "the two runs wrote different files: out" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["train it.py", "it's $x; y.py"])
+@pytest.mark.parametrize("name", ["train it.py", "it's $x; y.py", "-x.py"])
 def test_a_script_whose_name_is_no_plain_word(home: Path, name: str) -> None:
     """The project's commands are for shells and make."""
     (home / name).write_text(SCRIPT)
     made = json.loads(cloister(home, "init", "--json", f"./{name}").stdout)
-    assert made["app"] == {"t": "train-it", "i": "it-s--x--y"}[name[0]]
+    assert made["app"] == {"t": "train-it", "i": "it-s--x--y", "-": "x"}[name[0]]
     project = home / made["directory"]
     for word in name.removesuffix(".py").split():
         (project / word).mkdir()

@@ -53,7 +53,9 @@ def inspect(source: Source, journal: Journal) -> Sorted:
     """
     home = source.script.resolve().parent
     python = python_environment(source.interpreter, tree=FileTree())
-    words: tuple[str, ...] = (python.executable, source.script.name, *source.arguments)
+    # A name that begins with a dash is no option of Python.
+    script = f"./{source.script.name}" if source.script.name.startswith("-") else source.script.name
+    words: tuple[str, ...] = (python.executable, script, *source.arguments)
     if source.kind.serves:
         words = (python.executable, "-c", f"import {source.script.stem}")
     environment = {"PYTHONDONTWRITEBYTECODE": "1", **source.kind.environment}
@@ -110,11 +112,30 @@ def create(source: Source, files: Sorted, directory: Path) -> Project:
     _copy(home, [name for name in files.data if name not in files.code], directory / "plaintext")
     for name in files.results:  # a directory that was there when the script wrote into it
         (directory / "plaintext" / name).parent.mkdir(parents=True, exist_ok=True)
+    for name in _empty_directories(home, (*files.code, *files.data, *files.results)):
+        (directory / "plaintext" / name).mkdir(parents=True, exist_ok=True)
     for name, text in render(project).items():
         write_atomically(directory / name, text.encode())
     write_atomically(directory / "wrap-key", generate(), mode=0o600, replace=False)
     _make_certificates(directory / "certs")
     return project
+
+
+def _empty_directories(home: Path, names: Sequence[str]) -> list[str]:
+    """Return the empty directories beside what a script uses: it may look into them.
+
+    Args:
+        home: the script's directory.
+        names: of files below it.
+    """
+    found = []
+    for used in {Path(), *(above for name in names for above in Path(name).parents)}:
+        found += [
+            str(used / each.name)
+            for each in (home / used).iterdir()
+            if each.is_dir() and not each.name.startswith(".") and not any(each.iterdir())
+        ]
+    return sorted(set(found))
 
 
 def _copy(home: Path, names: Sequence[str], target: Path) -> None:

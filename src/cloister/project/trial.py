@@ -77,7 +77,11 @@ class Trial(Workflow):
         """
         manifest = self._manifest()
         native = self._native_directory(manifest)
-        words = [os.path.relpath(w, INSIDE) if w.startswith(INSIDE) else w for w in manifest.argv]
+        # "./" because a name that begins with a dash is no option of Python.
+        words = [
+            f"./{os.path.relpath(w, INSIDE)}" if w.startswith(f"{INSIDE}/") else w
+            for w in manifest.argv
+        ]
         return self._try_service(words, native) if _PORT in words else self._try(words, native)
 
     def _try(self, words: list[str], native: Path) -> Tried:
