@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import signal
 import socket
@@ -373,3 +374,15 @@ def test_kill_9_under_load_loses_no_recorded_release(
     for thread in threads:
         thread.join(30)
     assert sqlite_store.log().verify().records >= len(released)
+
+
+def test_a_signal_that_the_waiting_thread_does_not_get_stops_the_server(
+    store: Store, serve_store: Serve
+) -> None:
+    """As one that comes just before it begins to wait: Python's handler has to be woken for."""
+    server = serve_store(*store.options)
+    process = server.process.pid
+    others = [int(path.name) for path in Path(f"/proc/{process}/task").iterdir()]
+    others.remove(process)
+    assert ctypes.CDLL(None).tgkill(process, others[0], signal.SIGTERM) == 0
+    assert server.process.wait(10) == 0

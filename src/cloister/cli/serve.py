@@ -261,6 +261,7 @@ class Parts:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: service.stop())
         signal.signal(signal.SIGHUP, lambda *_: service.reload())
+        signal.set_wakeup_fd(service.wakes_at(), warn_on_full_buffer=False)
         service.run()
 
 

@@ -136,6 +136,10 @@ class KeyServer:
         self._stopping.set()
         self._wake()
 
+    def wakes_at(self) -> int:
+        """Return a descriptor: a byte that is written there wakes the server (set_wakeup_fd)."""
+        return self._wake_writer.fileno()
+
     def _wake(self) -> None:
         # A full pipe is as good: the loop wakes and looks at everything.
         with contextlib.suppress(OSError):

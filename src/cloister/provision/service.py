@@ -257,6 +257,14 @@ class Service:
         """Stop after the clients that are being served; safe in a signal handler."""
         self._server.stop()
 
+    def wakes_at(self) -> int:
+        """Return the descriptor that signal handlers are to be announced at (set_wakeup_fd).
+
+        A handler runs when the main thread does something; a signal that comes just before it
+        begins to wait for clients, or to another thread, would else wait for a client too.
+        """
+        return self._server.wakes_at()
+
     def reload(self) -> None:
         """Read trust and store again soon; safe in a signal handler."""
         self._reload.set()
