@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -14,6 +15,7 @@ import termios
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +62,27 @@ class Terminal:
 
     def resize(self, rows: int, columns: int) -> None:
         fcntl.ioctl(self._own, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def wait_until_stopped(self, name: str) -> None:
+        """Wait until the program of that name is stopped here, so that it reads nothing more.
+
+        The shell knows sooner that its own child is stopped.
+        """
+        deadline = time.monotonic() + 30
+        while self._states(name) != {"T"}:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def _states(self, name: str) -> set[str]:
+        """The states of the processes of this session that have a name."""
+        found = set()
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # ended meanwhile
+                start, _, rest = path.read_text().rpartition(")")
+                state, _, _, session, *_ = rest.split()
+                if session == str(self.process.pid) and start.partition("(")[2] == name:
+                    found.add(state)
+        return found
 
     def close(self) -> None:
         self.process.kill()
@@ -179,6 +202,7 @@ def test_job_control_of_the_callers_shell(python: App) -> None:
         shell.type("\x1a")
         shell.wait_for("Stopped")
         shell.wait_for("$ ")
+        shell.wait_until_stopped("sh")
         shell.type("fg\n")
         time.sleep(0.5)
         shell.type("a line\n")
