@@ -2,7 +2,7 @@
 
     python benchmarks/key_server.py [--rounds N] [--clients N] [--each N] [--postgresql URL]
 
-Both servers are one process with one thread a client and use pyOpenSSL; both see a P-384 client
+Both servers are one thread that serves all clients and use pyOpenSSL; both see a P-384 client
 certificate. The bare one lets OpenSSL verify it against a CA and closes; `cloister serve --store`
 verifies the quote, asks the policy, has the decision on the disk, prints it and sends the key.
 The clients are processes of their own that run the same code against both. They use the same
@@ -18,6 +18,7 @@ import datetime
 import json
 import multiprocessing
 import os
+import select
 import socket
 import ssl
 import statistics
@@ -185,7 +186,7 @@ def started(command: Sequence[str], work: Path) -> Iterator[Server]:
 
 
 def serve_bare(work: Path) -> None:
-    """Do mutual-TLS handshakes for ever: one thread a client, nothing besides."""
+    """Do mutual-TLS handshakes for ever in one thread, nothing besides."""
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.use_certificate_chain_file(str(work / "server.crt"))
     context.use_privatekey_file(str(work / "server.key"))
@@ -193,18 +194,31 @@ def serve_bare(work: Path) -> None:
     context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
     context.set_options(SSL.OP_NO_TICKET)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    clients: dict[int, tuple[SSL.Connection, socket.socket]] = {}
 
-    def client(connected: socket.socket) -> None:
-        with contextlib.suppress(SSL.Error), connected:
-            connection = SSL.Connection(context, connected)
-            connection.set_accept_state()
-            connection.do_handshake()
-            connection.shutdown()
-
-    with socket.create_server(("localhost", 0), backlog=512) as listener:
+    with socket.create_server(("localhost", 0), backlog=512) as listener, select.epoll() as epoll:
         print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
+        epoll.register(listener, select.EPOLLIN)
         while True:
-            threading.Thread(target=client, args=(listener.accept()[0],), daemon=True).start()
+            for number, _ in epoll.poll():
+                if number == listener.fileno():
+                    connected, _ = listener.accept()
+                    connected.setblocking(False)
+                    connection = SSL.Connection(context, connected)
+                    connection.set_accept_state()
+                    clients[connected.fileno()] = connection, connected
+                    epoll.register(connected, select.EPOLLIN)
+                    continue
+                connection, connected = clients[number]
+                with contextlib.suppress(SSL.Error):
+                    try:
+                        connection.do_handshake()
+                    except SSL.WantReadError:
+                        continue
+                    connection.shutdown()
+                del clients[number]
+                epoll.unregister(connected)
+                connected.close()
 
 
 def prepare(work: Path, store: str) -> None:

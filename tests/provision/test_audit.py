@@ -11,19 +11,18 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from cloister.errors import AuditError, StoreError
-from cloister.provision.audit import GENESIS, AuditLog, AuditRecord, AuditWriter
+from cloister.errors import AuditError, CloisterError, StoreError
+from cloister.provision.audit import GENESIS, AuditLog, AuditRecord
 from cloister.provision.database import open_database
 from cloister.provision.decision import Decision, Outcome
+from cloister.provision.service import Recorder
 from cloister.provision.store_key import LocalStoreKey
 
 KEY = LocalStoreKey(bytes(range(32)))
@@ -39,6 +38,18 @@ def decision(number: int = 0, **fields: Any) -> Decision:
         "reason": "every check passed",
     }
     return Decision(**(values | fields))
+
+
+class Silent:
+    """Shows nothing to anybody."""
+
+    def started(self, host: str, port: int, admin: tuple[str, int] | None) -> None: ...
+
+    def decided(self, decision: Decision, record: AuditRecord | None) -> None: ...
+
+    def failed(self, error: CloisterError) -> None: ...
+
+    def stopped(self, releases: int) -> None: ...
 
 
 @pytest.fixture
@@ -222,15 +233,15 @@ def test_without_a_key_nothing_is_sealed(engine: sa.Engine) -> None:
     assert log.verify().sealed == 0
 
 
-def test_many_threads_and_two_writers_share_one_chain(database_url: str) -> None:
-    engines = [open_database(database_url) for _ in range(2)]
-    writers = [AuditWriter(AuditLog(engine, KEY)) for engine in engines]
+def test_several_writers_share_one_chain(database_url: str) -> None:
+    engines = [open_database(database_url) for _ in range(4)]
 
     def record(number: int) -> None:
-        for count in range(20):
-            writers[number % 2].record(decision(number * 100 + count))
+        log = AuditLog(engines[number], KEY)
+        for count in range(0, 50, 2):
+            log.append([decision(number * 100 + count), decision(number * 100 + count + 1)])
 
-    threads = [threading.Thread(target=record, args=(number,)) for number in range(10)]
+    threads = [threading.Thread(target=record, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -240,71 +251,36 @@ def test_many_threads_and_two_writers_share_one_chain(database_url: str) -> None
     assert len({record.decision["peer"] for record in log.records()}) == 200
 
 
-class SlowLog:
-    """Keeps the batches that it gets; each is held up until it may go on."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[str]] = []
-        self.begun = threading.Semaphore(0)
-        self.go_on = threading.Semaphore(0)
-
-    def append(self, decisions: Sequence[Decision]) -> list[AuditRecord]:
-        self.batches.append([decision.peer for decision in decisions])
-        self.begun.release()
-        assert self.go_on.acquire(timeout=20)
-        return [AuditRecord(1, decision.peer, "", None) for decision in decisions]
-
-
-def test_whoever_comes_meanwhile_is_in_the_next_transaction() -> None:
-    log = SlowLog()
-    writer = AuditWriter(cast("AuditLog", log))
-    with ThreadPoolExecutor(8) as threads:
-        first = threads.submit(writer.record, decision(0))
-        assert log.begun.acquire(timeout=10)
-        others = [threads.submit(writer.record, decision(number)) for number in range(1, 6)]
-        while len(writer._waiting) < 5:
-            time.sleep(0.01)
-        log.go_on.release()
-        assert first.result(10).record == decision(0).peer
-        assert log.begun.acquire(timeout=10)
-        log.go_on.release()
-        records = [each.result(10).record for each in others]
-    assert records == [decision(number).peer for number in range(1, 6)]
-    assert [len(batch) for batch in log.batches] == [1, 5]
-
-
-def test_what_waits_too_long_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else it would be in the log as released later, although nothing was."""
-    log = SlowLog()
-    writer = AuditWriter(cast("AuditLog", log))
-    monkeypatch.setattr("cloister.provision.audit._WAIT_SECONDS", 0.1)
-    with ThreadPoolExecutor(4) as threads:
-        first = threads.submit(writer.record, decision(0))
-        assert log.begun.acquire(timeout=10)
-        for number in (1, 2):
-            with pytest.raises(AuditError, match="not written within"):
-                writer.record(decision(number))
-        log.go_on.release()
-        first.result(10)
-    log.go_on.release()
-    assert writer.record(decision(3)).record == decision(3).peer
-    assert [len(batch) for batch in log.batches] == [1, 1]
-
-
 def test_a_decision_that_cannot_be_recorded_is_an_error(engine: sa.Engine) -> None:
-    writer = AuditWriter(AuditLog(engine, KEY))
+    recorder = Recorder(AuditLog(engine, KEY), Silent())
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE audit")
-    with pytest.raises(AuditError, match="audit"):
-        writer.record(decision())
+    dropped = decision(outcome=Outcome.DROPPED)
+    refused, nothing = recorder([decision(), dropped])
+    assert isinstance(refused, AuditError)
+    assert "audit" in refused.message
+    assert nothing is None
+    assert recorder.problems == [refused.message]
 
 
-def test_a_decision_that_is_none_is_an_error_and_the_writer_goes_on(engine: sa.Engine) -> None:
-    writer = AuditWriter(AuditLog(engine, KEY))
-    with pytest.raises(AuditError, match="internal error"):
-        writer.record(decision(reason=object()))
-    record = writer.record(decision())
-    assert (record.sequence, AuditLog(engine, KEY).verify().head) == (1, record.hash)
+def test_what_no_record_can_be_made_of_is_an_error_and_the_next_one_is_recorded(
+    engine: sa.Engine,
+) -> None:
+    recorder = Recorder(AuditLog(engine, KEY), Silent())
+    failures = recorder([decision(1), decision(2, reason=object())])
+    assert [str(failure) for failure in failures] == ["audit log: internal error (TypeError)"] * 2
+    assert recorder([decision(3)]) == [None]
+    records = list(AuditLog(engine, KEY).records())
+    assert [record.decision["peer"] for record in records] == [decision(3).peer]
+    assert recorder.problems == []
+
+
+def test_who_merely_left_is_not_in_the_log(engine: sa.Engine) -> None:
+    recorder = Recorder(AuditLog(engine, KEY), Silent())
+    many = [decision(n, outcome=Outcome.DROPPED if n % 2 else Outcome.REFUSED) for n in range(6)]
+    assert recorder(many) == [None] * 6
+    recorded = [record.decision["peer"] for record in AuditLog(engine, KEY).records()]
+    assert recorded == [decision(n).peer for n in (0, 2, 4)]
 
 
 def test_a_damaged_log_is_not_continued(log: AuditLog, engine: sa.Engine) -> None:
@@ -316,24 +292,17 @@ def test_a_damaged_log_is_not_continued(log: AuditLog, engine: sa.Engine) -> Non
 
 
 WRITER = """
-import sys, threading, datetime
-from cloister.provision.audit import AuditLog, AuditWriter
+import datetime, itertools, sys
+from cloister.provision.audit import AuditLog
 from cloister.provision.database import open_database
 from cloister.provision.decision import Decision, Outcome
-writer = AuditWriter(AuditLog(open_database(sys.argv[1]), None))
-lock = threading.Lock()
-def work(number):
-    count = 0
-    while True:
-        count += 1
-        peer = f"{number}:{count}"
-        writer.record(Decision(datetime.datetime.now(datetime.timezone.utc), peer,
-                               Outcome.RELEASED, "default", "x"))
-        with lock:
-            print(peer, flush=True)
-for number in range(8):
-    threading.Thread(target=work, args=(number,), daemon=True).start()
-threading.Event().wait()
+log = AuditLog(open_database(sys.argv[1]), None)
+for count in itertools.count():
+    peers = [f"{count}:{number}" for number in range(8)]
+    now = datetime.datetime.now(datetime.timezone.utc)
+    log.append([Decision(now, peer, Outcome.RELEASED, "default", "x") for peer in peers])
+    for peer in peers:
+        print(peer, flush=True)
 """
 
 

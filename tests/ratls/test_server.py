@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import selectors
 import socket
 import ssl
 import subprocess
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar, cast
 
 import pytest
 from cryptography import x509
@@ -26,10 +28,11 @@ from cloister.ratls.certificate import RaTlsIdentity
 from cloister.ratls.client import client_context
 from cloister.ratls.deadline import Deadline
 from cloister.ratls.programs import connect
-from cloister.ratls.server import Channel, RaTlsServer
+from cloister.ratls.server import Channel, RaTlsServer, Waiting
 
 UTC = datetime.timezone.utc
 NOW = datetime.datetime.now(UTC)
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +112,10 @@ def accept_all(
             connected, _ = listener.accept()
         except OSError:
             return
-        channel = server.channel(connected, Deadline(seconds))
+        deadline = Deadline(seconds)
+        channel = server.channel(connected, deadline)
         try:
-            echo(channel)
+            wait_for(echo(channel), connected, deadline)
             running.outcomes.append(None)
         except (SSL.Error, RaTlsError, OSError, EOFError, ZeroDivisionError) as error:
             running.outcomes.append(error)
@@ -120,9 +124,22 @@ def accept_all(
             running.done.release()
 
 
-def echo(channel: Channel[Opinion]) -> None:
-    assert channel.handshake().accepted
-    channel.write(channel.read_exactly(5))
+def echo(channel: Channel[Opinion]) -> Waiting[None]:
+    judgement = yield from channel.handshake()
+    assert judgement is not None
+    assert judgement.accepted
+    yield from channel.write((yield from channel.read_exactly(5)))
+
+
+def wait_for(waiting: Waiting[T], connected: socket.socket, deadline: Deadline) -> T:
+    with selectors.DefaultSelector() as selector:
+        selector.register(connected, selectors.EVENT_READ)
+        while True:
+            try:
+                selector.modify(connected, next(waiting))
+            except StopIteration as done:
+                return cast("T", done.value)
+            selector.select(max(0, deadline.end - time.monotonic()))
 
 
 def talk(running: Running, context: ssl.SSLContext, session: ssl.SSLSession | None = None) -> bytes:
@@ -175,6 +192,33 @@ def test_a_judge_that_fails_refuses_and_the_failure_is_its_own(serve: Serve) -> 
     assert isinstance(failure, RaTlsError)
     assert "could not be judged: internal error (ZeroDivisionError)" in failure.message
     assert isinstance(failure.__cause__, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_client_that_cannot_be_judged_at_once_is_left_to_the_caller(
+    files: tuple[Path, Path, bytes], version: ssl.TLSVersion
+) -> None:
+    certificate, key, ca = files
+    server: RaTlsServer[Opinion] = RaTlsServer.from_files(certificate, key, lambda _: None)
+    identity = self_signed()
+    found: list[object] = []
+    with socket.create_server(("localhost", 0)) as listener:
+
+        def serve_one() -> None:
+            connected, _ = listener.accept()
+            deadline = Deadline(10)
+            channel = server.channel(connected, deadline)
+            found.append(wait_for(channel.handshake(), connected, deadline))
+            found.append(channel.judgement)
+            found.append(channel.certificate)
+            channel.close()
+
+        thread = threading.Thread(target=serve_one, daemon=True)
+        thread.start()
+        running = Running(listener.getsockname()[1], ca, [], [], threading.Semaphore(0))
+        assert talk(running, context_of(running, identity, version)) == b""
+        thread.join(10)
+    assert found == [None, None, identity.der]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -317,8 +361,9 @@ def test_enclaves_judge_one_another() -> None:
 
         def serve_one() -> None:
             connected, _ = listener.accept()
-            channel = server.channel(connected, Deadline(10))
-            echo(channel)
+            deadline = Deadline(10)
+            channel = server.channel(connected, deadline)
+            wait_for(echo(channel), connected, deadline)
             channel.close()
 
         thread = threading.Thread(target=serve_one, daemon=True)

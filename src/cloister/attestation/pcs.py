@@ -60,6 +60,10 @@ class PlatformKind:
         return f"/sgx/certification/v4/pckcrl?ca={self.ca}&encoding=der"
 
 
+class WouldAskError(Exception):
+    """What is not at hand was wanted at once: see :meth:`Trust.collateral_at_hand`."""
+
+
 class Source(Protocol):
     """Something that has collateral by kind of platform."""
 
@@ -70,7 +74,8 @@ class Source(Protocol):
 
         Args:
             kind: of which platforms.
-            before_asking: called before anybody else is asked for it; prevents that by raising.
+            before_asking: called before anybody else is asked for it, or is waited for because
+                another thread asks already; prevents that by raising.
 
         Raises:
             CollateralError: it cannot be had.

@@ -256,16 +256,13 @@ class CollateralCache:
         """
         with self._lock:
             slot = self._slots.setdefault(kind, _Slot())
-        with slot.lock:
-            if slot.collateral is None:
-                self._read(kind, slot)
-            now = self._clock()
-            if slot.collateral is not None and now <= slot.expires:
-                return slot.collateral
-            if slot.failure is not None and now < slot.failed_at + RETRY_AFTER:
-                raise slot.failure
+        if not slot.lock.acquire(blocking=False):
             before_asking()
-            return self._fetch(kind, slot)
+            slot.lock.acquire()
+        try:
+            return self._get(kind, slot, before_asking)
+        finally:
+            slot.lock.release()
 
     def refresh_due(self) -> None:
         """Fetch what is in use and runs out soon; failures are told, not raised."""
@@ -282,6 +279,19 @@ class CollateralCache:
                 continue
             with slot.lock:
                 slot.keep(collateral)
+
+    def _get(
+        self, kind: PlatformKind, slot: _Slot, before_asking: Callable[[], None]
+    ) -> Collateral:
+        if slot.collateral is None:
+            self._read(kind, slot)
+        now = self._clock()
+        if slot.collateral is not None and now <= slot.expires:
+            return slot.collateral
+        if slot.failure is not None and now < slot.failed_at + RETRY_AFTER:
+            raise slot.failure
+        before_asking()
+        return self._fetch(kind, slot)
 
     def _fetch(self, kind: PlatformKind, slot: _Slot) -> Collateral:
         try:

@@ -11,7 +11,7 @@ from cloister.attestation.anchors import TrustAnchor
 from cloister.attestation.collateral import Collateral, tee_and_fmspc
 from cloister.attestation.dcap import kind_of
 from cloister.attestation.expiry import expires
-from cloister.attestation.pcs import Source
+from cloister.attestation.pcs import Source, WouldAskError
 from cloister.attestation.repeated import RepeatedQuotes
 from cloister.attestation.signatures import require_own_signatures
 from cloister.attestation.verify import Authentication, authenticate_quote
@@ -48,6 +48,19 @@ class Trust:
             CollateralError: there is none.
             MalformedQuoteError: the quote does not say its FMSPC.
         """
+        return self._collateral(quote, anchor, lambda: require_own_signatures(quote))
+
+    def collateral_at_hand(self, quote: Quote, anchor: TrustAnchor) -> Collateral:
+        """Do the same without waiting for anybody.
+
+        Raises:
+            WouldAskError: a service has to be asked.
+        """
+        return self._collateral(quote, anchor, _refuse_to_ask)
+
+    def _collateral(
+        self, quote: Quote, anchor: TrustAnchor, before_asking: Callable[[], None]
+    ) -> Collateral:
         wanted = kind_of(quote)
         known = [
             collateral
@@ -59,12 +72,16 @@ class Trust:
             return max(known, key=expires) if len(known) > 1 else known[0]
         for owner, source in self.sources:
             if owner == anchor:
-                return source.get(wanted, before_asking=lambda: require_own_signatures(quote))
+                return source.get(wanted, before_asking)
         raise CollateralError(
             f"no collateral for {wanted.tee} platforms of FMSPC {wanted.fmspc} under {anchor.name}",
             hint="pass it (--collateral FILE, --trust-simulated BUNDLE) or say where it is"
             " (--pccs URL)",
         )
+
+
+def _refuse_to_ask() -> None:
+    raise WouldAskError
 
 
 class Authenticator:
@@ -80,10 +97,22 @@ class Authenticator:
         self._clock = clock
         self._repeated = RepeatedQuotes()
 
-    def authenticate(self, quote: bytes, event_log: bytes = b"") -> Authentication:
-        """Check that ``quote`` is genuine now; see :func:`authenticate_quote`."""
+    def authenticate(
+        self, quote: bytes, event_log: bytes = b"", *, at_once: bool = False
+    ) -> Authentication:
+        """Check that ``quote`` is genuine now; see :func:`authenticate_quote`.
+
+        Args:
+            quote: what the platform signed.
+            event_log: what lies beside a TDX quote.
+            at_once: ask no service for collateral.
+
+        Raises:
+            WouldAskError: one has to be asked, and ``at_once`` was wanted.
+        """
         trust, now = self.trust, self._clock()
-        anchors, collateral_for = trust.anchors, trust.collateral_for
+        anchors = trust.anchors
+        collateral_for = trust.collateral_at_hand if at_once else trust.collateral_for
         if event_log:
             return authenticate_quote(
                 quote,

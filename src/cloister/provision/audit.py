@@ -17,13 +17,11 @@ transaction, so that recording does not slow a busy server down.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import hmac
 import json
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -40,8 +38,6 @@ GENESIS = hashlib.sha256(b"cloister audit log 1").hexdigest()
 _LAST = sa.select(AUDIT.c.sequence, AUDIT.c.hash).order_by(AUDIT.c.sequence.desc()).limit(1)
 _INSERT = sa.insert(AUDIT)
 _HASH = re.compile(r"[0-9a-f]{64}")
-_BATCH = 256
-_WAIT_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,101 +205,8 @@ def _chained(head: str, record: str) -> str:
     return hashlib.sha256(bytes.fromhex(head) + record.encode()).hexdigest()
 
 
-class _Pending:
-    """A decision on its way, and what became of it."""
-
-    def __init__(self, decision: Decision) -> None:
-        self.decision = decision
-        self.done = False
-        self.leads = False
-        self.record: AuditRecord | None = None
-        self.failure: Exception = AuditError("audit log: not written")
-        self._called = threading.Lock()
-        self._called.acquire()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait until :meth:`call` is called."""
-        return self._called.acquire(timeout=seconds)
-
-    def call(self) -> None:
-        """Let the thread go on that waits."""
-        self._called.release()
-
-
-class AuditWriter:
-    """Records decisions of many threads, as many as there are in one transaction.
-
-    One thread leads: it writes what all of them have brought meanwhile, its own first, and hands
-    the lead to the first of those that came since. So an idle server changes no thread, a busy one
-    makes few transactions, and nobody waits for more than two of them.
-
-    Args:
-        log: where they go.
-    """
-
-    def __init__(self, log: AuditLog) -> None:
-        self._log = log
-        self._lock = threading.Lock()
-        self._waiting: collections.deque[_Pending] = collections.deque()
-        self._is_led = False
-
-    def record(self, decision: Decision) -> AuditRecord:
-        """Record a decision; it is on the disk when this returns.
-
-        Raises:
-            AuditError: it could not be recorded.
-        """
-        pending = _Pending(decision)
-        with self._lock:
-            self._waiting.append(pending)
-            pending.leads = not self._is_led
-            self._is_led = True
-        if not pending.leads and not pending.wait(_WAIT_SECONDS):
-            self._give_up(pending)
-        if pending.leads:
-            self._lead()
-        if pending.record is None:
-            raise _failure(pending.failure) from pending.failure
-        return pending.record
-
-    def _give_up(self, pending: _Pending) -> None:
-        """Take back what nobody has begun to write; whoever was just given the lead goes on."""
-        with self._lock:
-            if pending.leads or pending.done:
-                return
-            if pending in self._waiting:
-                self._waiting.remove(pending)
-        raise AuditError(f"audit log: not written within {_WAIT_SECONDS:g} seconds")
-
-    def _lead(self) -> None:
-        batch: list[_Pending] = []
-        try:
-            with self._lock:
-                while self._waiting and len(batch) < _BATCH:
-                    batch.append(self._waiting.popleft())
-            self._write(batch)
-        finally:
-            with self._lock:
-                self._is_led = bool(self._waiting)
-                if self._waiting:
-                    self._waiting[0].leads = True
-                    self._waiting[0].call()
-            for pending in batch[1:]:  # the first is this thread's own
-                pending.call()
-
-    def _write(self, batch: Sequence[_Pending]) -> None:
-        records: Sequence[AuditRecord | None] = [None] * len(batch)
-        failure: Exception = AuditError("audit log: the writing was interrupted")
-        try:
-            records = self._log.append([pending.decision for pending in batch])
-        except Exception as error:  # whatever it is, those who wait must hear of it
-            failure = error
-        finally:
-            for pending, record in zip(batch, records, strict=True):
-                pending.record, pending.failure, pending.done = record, failure, True
-
-
-def _failure(error: Exception) -> AuditError:
+def as_audit_error(error: Exception) -> AuditError:
+    """Return what went wrong in :meth:`AuditLog.append`, as the failure to record that it is."""
     if isinstance(error, AuditError):
         return error
     if isinstance(error, CloisterError):

@@ -11,6 +11,7 @@ import enum
 from collections.abc import Sequence
 from typing import Any
 
+from cloister.attestation.pcs import WouldAskError
 from cloister.attestation.policy import Policy
 from cloister.attestation.trust import Authenticator
 from cloister.attestation.verdict import Check, Verdict
@@ -145,9 +146,19 @@ class ClientJudge:
         self._secrets = _named_once(secrets)
 
     def __call__(self, certificate: bytes) -> ClientJudgement:
-        """Judge a certificate in DER."""
+        """Judge a certificate in DER; may take as long as a service takes for its collateral."""
+        return self._judge(certificate, at_once=False)
+
+    def at_once(self, certificate: bytes) -> ClientJudgement | None:
+        """Judge a certificate in DER; None if a service would have to be asked for collateral."""
+        try:
+            return self._judge(certificate, at_once=True)
+        except WouldAskError:
+            return None
+
+    def _judge(self, certificate: bytes, *, at_once: bool) -> ClientJudgement:
         secrets = self._secrets
-        authentication = authenticate_certificate(certificate, self._authenticator)
+        authentication = authenticate_certificate(certificate, self._authenticator, at_once=at_once)
         verdicts = [(secret, authentication.judge(secret.policy)) for secret in secrets]
         accepted = [(secret, verdict) for secret, verdict in verdicts if verdict.accepted]
         if len(accepted) == 1:

@@ -1,39 +1,39 @@
 """The owner's side of key release, on the network: judge each client, release a secret or refuse.
 
 Every client is judged by its certificate's evidence during the TLS handshake, the decision is
-recorded, and only then the secret's bytes leave. One thread serves one client; how many there
+recorded, and only then the secret's bytes leave. One thread serves all clients; how many there
 are, also from one address, how long each may take, and how often one address may come is limited.
+To use more processors, start more servers on one database.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import errno
 import resource
-import select
 import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
-from OpenSSL import SSL
-
-from cloister.errors import CloisterError, ProtocolError, RaTlsError, RefusedError
 from cloister.listen import bound_address, open_listeners
-from cloister.provision import protocol
-from cloister.provision.decision import ClientJudge, ClientJudgement, Decision, Outcome
+from cloister.provision.decision import ClientJudge
+from cloister.provision.exchange import Exchange, Releases, Rules
+from cloister.provision.exchanges import Exchanges, Record
 from cloister.provision.limits import Admission, Admitted, Limits, RateLimiter, origin_of
-from cloister.ratls.deadline import Deadline
-from cloister.ratls.server import Channel, RaTlsServer
+from cloister.ratls.server import RaTlsServer
 
-_NO_CERTIFICATE = "peer did not return a certificate"
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE_SECONDS = 0.1
 _OTHER_DESCRIPTORS = 128
+_AT_ONCE = 32
+"""Clients that are resumed, or accepted, before what was decided is recorded."""
 
+T = TypeVar("T")
 Arrived = tuple[socket.socket, str]
 """A connection and the peer's address, as text."""
 
@@ -45,7 +45,8 @@ class KeyServer:
         judge: decides about clients.
         certificate: PEM file of the server's certificate chain.
         key: PEM file of its private key.
-        record: called with every decision, before a secret leaves; if it raises, none leaves.
+        record: called with all decisions, before a secret leaves; where it fails, none leaves.
+        defect: told of defects of the server itself, which end one client's connection.
         clock: gives the present time (aware).
         limits: what clients may take.
     """
@@ -56,32 +57,33 @@ class KeyServer:
         *,
         certificate: Path,
         key: Path,
-        record: Callable[[Decision], None],
+        record: Record,
+        defect: Callable[[Exception], None],
         clock: Callable[[], datetime.datetime],
         limits: Limits | None = None,
     ) -> None:
-        self._tls = RaTlsServer.from_files(certificate, key, judge)
+        self._tls = RaTlsServer.from_files(certificate, key, judge.at_once)
+        self._judge = judge
         self._record = record
+        self._defect = defect
         self._clock = clock
         self._limits = limits or Limits()
         self._rates = RateLimiter(self._limits.rate, self._limits.burst)
         self._admission: Admission[Arrived] = Admission(self._limits)
-        self._threads: set[threading.Thread] = set()
-        self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
         self._turned_away = 0
         self._listeners: list[socket.socket] = []
-        self._releases = 0
-        self._reserved = 0
-        self._wanted_releases: int | None = None
+        self._paused_until = 0.0
+        self._releases = Releases()
+        self._origins: dict[Exchange, str] = {}
 
     @property
     def releases(self) -> int:
         """How many secrets were sent in full."""
-        return self._releases
+        return self._releases.made
 
     @property
     def active_clients(self) -> int:
@@ -117,16 +119,26 @@ class KeyServer:
         Args:
             releases: return after this many; None never does.
         """
-        self._wanted_releases = releases
+        self._releases = Releases(releases)
         _allow_descriptors(self._limits.max_clients + self._limits.max_waiting + _OTHER_DESCRIPTORS)
-        try:
-            self._accept_until_stopped()
-        finally:
-            for listener in self._listeners:
-                listener.close()
-            for connected, _ in self._admission.dismiss():
-                connected.close()
-            self._join()
+        with selectors.DefaultSelector() as selector:
+            exchanges = Exchanges(
+                selector,
+                judge=self._judge,
+                record=self._record,
+                wake=self._wake,
+                over=self._gone,
+                defect=self._defect,
+            )
+            selector.register(self._wake_reader, selectors.EVENT_READ)
+            self._listen_with(selector)
+            try:
+                while not self._stopping.is_set():
+                    self._turn(selector, exchanges)
+            finally:
+                self._leave(selector)
+            while exchanges.running:  # their deadlines see to it that this ends
+                self._turn(selector, exchanges)
 
     def stop(self) -> None:
         """Let :meth:`serve` return after the clients that are being served; from any thread.
@@ -145,144 +157,93 @@ class KeyServer:
         with contextlib.suppress(OSError):
             self._wake_writer.send(b"\0")
 
-    def _accept_until_stopped(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._wake_reader, selectors.EVENT_READ)
-            for listener in self._listeners:
-                selector.register(listener, selectors.EVENT_READ)
-            while not self._stopping.is_set():
-                for key, _ in selector.select():
-                    if key.fileobj is self._wake_reader:
-                        self._start_waiting()
-                    elif isinstance(key.fileobj, socket.socket):
-                        self._accept(key.fileobj)
+    def _turn(self, selector: selectors.BaseSelector, exchanges: Exchanges) -> None:
+        """Wait until something can be done, and do it."""
+        ready = selector.select(self._seconds(exchanges))
+        for keys in _pieces(ready, _AT_ONCE):
+            for key, _ in keys:
+                if isinstance(key.data, Exchange):
+                    exchanges.go_on(key.data)
+                elif key.fileobj is self._wake_reader:
+                    self._drain()
+                elif isinstance(key.fileobj, socket.socket):
+                    self._accept(selector, key.fileobj, exchanges)
+            exchanges.settle()
+        exchanges.settle()
+        if self._releases.enough:
+            self._stopping.set()
+        if self._paused_until and time.monotonic() >= self._paused_until:
+            self._listen_with(selector)
+        while self._admission.waiting and (following := self._admission.next()) is not None:
+            self._start(*following, exchanges)
 
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            connected, address = listener.accept()
-        except OSError as error:
-            if error.errno in _OUT_OF_RESOURCES:
-                self._stopping.wait(0.1)
-            return
-        origin = origin_of(str(address[0]))
-        arrived = (connected, f"{address[0]}:{address[1]}")
-        admitted = Admitted.TURNED_AWAY
-        if self._rates.allows(origin, time.monotonic()):
-            admitted = self._admission.arrive(origin, arrived)
-        if admitted is Admitted.STARTED:
-            self._start(origin, arrived)
-        elif admitted is Admitted.TURNED_AWAY:
-            self._turned_away += 1
-            connected.close()
+    def _seconds(self, exchanges: Exchanges) -> float | None:
+        seconds = exchanges.seconds()
+        if not self._paused_until:
+            return seconds
+        pause = max(0.0, self._paused_until - time.monotonic())
+        return pause if seconds is None else min(seconds, pause)
 
-    def _start_waiting(self) -> None:
+    def _drain(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._wake_reader.recv(65536)
-        while not self._stopping.is_set() and (following := self._admission.next()) is not None:
-            self._start(*following)
 
-    def _start(self, origin: str, arrived: Arrived) -> None:
-        thread = threading.Thread(target=self._client, args=(origin, *arrived), daemon=True)
-        with self._lock:
-            self._threads.add(thread)
-        try:
-            thread.start()
-        except RuntimeError:  # the system has no thread left
-            self._turned_away += 1
-            self._gone(origin, arrived[0], thread)
+    def _listen_with(self, selector: selectors.BaseSelector) -> None:
+        self._paused_until = 0.0
+        for listener in self._listeners:
+            listener.setblocking(False)
+            selector.register(listener, selectors.EVENT_READ)
 
-    def _gone(self, origin: str, connected: socket.socket, thread: threading.Thread) -> None:
-        connected.close()
-        with self._lock:
-            self._threads.discard(thread)
-        self._admission.leave(origin)
-        if self._admission.waiting:
-            self._wake()
+    def _pause(self, selector: selectors.BaseSelector) -> None:
+        """Take no connections for a while: there is nothing left to take them with."""
+        self._paused_until = time.monotonic() + _PAUSE_SECONDS
+        for listener in self._listeners:
+            selector.unregister(listener)
 
-    def _join(self) -> None:
-        with self._lock:
-            running = list(self._threads)
-        for thread in running:
-            thread.join(self._limits.client_timeout + 1)
+    def _leave(self, selector: selectors.BaseSelector) -> None:
+        """Close the port, and let go of those who wait."""
+        for listener in self._listeners:
+            if not self._paused_until:
+                selector.unregister(listener)
+            listener.close()
+        self._listeners.clear()
+        self._paused_until = 0.0
+        for connected, _ in self._admission.dismiss():
+            connected.close()
 
-    def _client(self, origin: str, connected: socket.socket, peer: str) -> None:
-        channel: Channel[ClientJudgement] | None = None
-        try:
-            _wait_for_a_byte(connected, self._limits.hello_timeout)
-            channel = self._tls.channel(connected, Deadline(self._limits.client_timeout))
-            self._serve(channel, peer)
-        except Exception as error:
-            # Whatever a client makes fail here ends its own connection and nothing else. If this
-            # cannot be recorded either, the recorder has told so, and nothing was released.
-            with contextlib.suppress(CloisterError):
-                self._record_failure(peer, channel, error)
-        finally:
-            if channel is not None:
-                channel.close()
-            self._gone(origin, connected, threading.current_thread())
-
-    def _serve(self, channel: Channel[ClientJudgement], peer: str) -> None:
-        judgement = channel.handshake()
-        secret = judgement.secret
-        if secret is None or not judgement.accepted:
-            raise RaTlsError("the client was not accepted")
-        protocol.check_request(channel.read_exactly(len(protocol.REQUEST)))
-        with self._reserved_release():
-            self._record(self._decision(peer, judgement, Outcome.RELEASED))
-            channel.write(protocol.encode_head(len(secret.value)))
-            channel.write(secret.value)
-
-    @contextlib.contextmanager
-    def _reserved_release(self) -> Iterator[None]:
-        """Count a release before it is made, so that never more are made than are wanted."""
-        wanted = self._wanted_releases
-        with self._lock:
-            if wanted is not None and self._releases + self._reserved >= wanted:
-                raise RaTlsError("as many secrets as are to be released are taken")
-            self._reserved += 1
-        sent = False
-        try:
-            yield
-            sent = True
-        finally:
-            with self._lock:
-                self._reserved -= 1
-                self._releases += sent
-                enough = wanted is not None and self._releases >= wanted
-            if enough:
-                self.stop()
-
-    def _record_failure(
-        self, peer: str, channel: Channel[ClientJudgement] | None, error: Exception
+    def _accept(
+        self, selector: selectors.BaseSelector, listener: socket.socket, exchanges: Exchanges
     ) -> None:
-        judgement = channel.judgement if channel is not None else None
-        reason = _reason(error)
-        # Whoever leaves, or is too slow, was refused nothing.
-        ours = _NO_CERTIFICATE in reason or isinstance(error, (RefusedError, ProtocolError))
-        if judgement is None:
-            outcome = Outcome.REFUSED if ours else Outcome.DROPPED
-            self._record(Decision(self._clock(), peer, outcome, None, reason))
-        elif not judgement.accepted:
-            self._record(self._decision(peer, judgement, Outcome.REFUSED))
-        else:
-            outcome = Outcome.REFUSED if ours else Outcome.DROPPED
-            decision = self._decision(peer, judgement, outcome)
-            self._record(dataclasses.replace(decision, reason=reason))
+        for _ in range(_AT_ONCE):
+            try:
+                connected, address = listener.accept()
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES and not self._paused_until:
+                    self._pause(selector)
+                return
+            origin = origin_of(str(address[0]))
+            arrived = (connected, f"{address[0]}:{address[1]}")
+            admitted = Admitted.TURNED_AWAY
+            if self._rates.allows(origin, time.monotonic()):
+                admitted = self._admission.arrive(origin, arrived)
+            if admitted is Admitted.STARTED:
+                self._start(origin, arrived, exchanges)
+            elif admitted is Admitted.TURNED_AWAY:
+                self._turned_away += 1
+                connected.close()
 
-    def _decision(self, peer: str, judgement: ClientJudgement, outcome: Outcome) -> Decision:
-        evidence = judgement.verdict.evidence
-        released = judgement.secret if outcome is Outcome.RELEASED else None
-        return Decision(
-            time=self._clock(),
-            peer=peer,
-            outcome=outcome,
-            secret=released.name if released else None,
-            reason=judgement.reason,
-            check=judgement.failed_check,
-            identity=evidence.identity if evidence else None,
-            tcb_status=evidence.tcb_status if evidence else None,
-            simulated=judgement.verdict.simulated,
-        )
+    def _start(self, origin: str, arrived: Arrived, exchanges: Exchanges) -> None:
+        rules = Rules(self._tls, self._limits, self._clock, self._releases)
+        exchange = Exchange(*arrived, rules)
+        self._origins[exchange] = origin
+        exchanges.begin(exchange)
+
+    def _gone(self, exchange: Exchange) -> None:
+        self._admission.leave(self._origins.pop(exchange))
+
+
+def _pieces(items: list[T], size: int) -> Iterable[list[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _allow_descriptors(count: int) -> None:
@@ -291,24 +252,3 @@ def _allow_descriptors(count: int) -> None:
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _wait_for_a_byte(connected: socket.socket, seconds: float) -> None:
-    poll = select.poll()
-    poll.register(connected, select.POLLIN)
-    if not poll.poll(seconds * 1000):
-        raise TimeoutError(f"not one byte within {seconds:g} seconds")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, CloisterError):
-        return error.message
-    if isinstance(error, SSL.SysCallError):
-        return "the client closed the connection during the handshake"
-    if isinstance(error, SSL.Error):
-        details = error.args[0] if error.args else []
-        words = [str(item[2]) for item in details if len(item) > 2]
-        return f"TLS failed ({', '.join(words) or 'unknown cause'})"
-    if isinstance(error, (OSError, EOFError)):
-        return str(error) or type(error).__name__
-    return f"internal error ({type(error).__name__})"

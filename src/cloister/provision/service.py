@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,9 +18,9 @@ import sqlalchemy as sa
 
 from cloister.attestation.expiry import expires
 from cloister.attestation.trust import Authenticator, Trust
-from cloister.errors import AuditError, CloisterError, CollateralError, StoreError
+from cloister.errors import AuditError, CloisterError, CollateralError, RaTlsError, StoreError
 from cloister.listen import bound_address, open_listeners
-from cloister.provision.audit import AuditLog, AuditRecord, AuditWriter
+from cloister.provision.audit import AuditLog, AuditRecord, as_audit_error
 from cloister.provision.database import reading
 from cloister.provision.decision import ClientJudge, Decision, Outcome
 from cloister.provision.limits import Limits
@@ -45,7 +45,7 @@ class Recorder:
         observer: shows decisions and failures to people.
     """
 
-    def __init__(self, audit: AuditWriter | None, observer: Observer) -> None:
+    def __init__(self, audit: AuditLog | None, observer: Observer) -> None:
         self._audit = audit
         self._observer = observer
         self._problems: dict[str, str] = {}
@@ -56,28 +56,40 @@ class Recorder:
         """What failed when it was last tried, one line each."""
         return list(self._problems.values())
 
-    def __call__(self, decision: Decision) -> None:
-        """Record a decision; returns when the audit log has it.
+    def __call__(self, decisions: Sequence[Decision]) -> list[AuditError | None]:
+        """Record decisions in this order; returns when the audit log has them.
 
         Whoever merely dropped a connection decided nothing and is not in the audit log.
 
-        Raises:
-            AuditError: it could not be recorded; a secret must not leave then.
+        Returns:
+            Of each why it could not be recorded, or None; a secret must not leave without.
         """
-        record = None
-        if self._audit is not None and decision.outcome is not Outcome.DROPPED:
-            try:
-                record = self._audit.record(decision)
-            except AuditError as error:
-                self._problems["audit"] = error.message
-                self.failed("audit", error)
-                raise
-            self._problems.pop("audit", None)
+        audited = [item for item in decisions if item.outcome is not Outcome.DROPPED]
+        try:
+            records = self._audited(audited)
+        except AuditError as error:
+            lost = {id(item) for item in audited}
+            return [error if id(item) in lost else self._told(item, None) for item in decisions]
+        return [self._told(item, records.get(id(item))) for item in decisions]
+
+    def _audited(self, decisions: Sequence[Decision]) -> dict[int, AuditRecord]:
+        if self._audit is None or not decisions:
+            return {}
+        try:
+            records = self._audit.append(decisions)
+        except Exception as error:  # whatever it is, no secret may leave
+            failure = as_audit_error(error)
+            self._problems["audit"] = failure.message
+            self.failed("audit", failure)
+            raise failure from error
+        self._problems.pop("audit", None)
+        return {id(item): record for item, record in zip(decisions, records, strict=True)}
+
+    def _told(self, decision: Decision, record: AuditRecord | None) -> AuditError | None:
         if self.metrics is not None:
             self.metrics.decided(decision)
         failure = self.shown(lambda: self._observer.decided(decision, record))
-        if failure is not None and self._audit is None:
-            raise failure  # there is no other record
+        return failure if self._audit is None else None  # then what is shown is the only record
 
     def failed(self, part: str, error: CloisterError) -> None:
         """Count and show a failure of the server itself."""
@@ -204,13 +216,14 @@ class Service:
         self._clock = clock
         self._engine = engine
         self._watcher = watcher
-        audit = AuditWriter(AuditLog(engine, store_key)) if engine is not None else None
+        audit = AuditLog(engine, store_key) if engine is not None else None
         self._recorder = Recorder(audit, observer)
         self._server = KeyServer(
             judge,
             certificate=settings.certificate,
             key=settings.key,
             record=self._recorder,
+            defect=self._on_defect,
             clock=clock,
             limits=settings.limits,
         )
@@ -294,6 +307,10 @@ class Service:
         if idle > STALE_SECONDS:
             problems.append(f"the last look at store and trust was {idle:.0f} seconds ago")
         return [*problems, *self._recorder.problems]
+
+    def _on_defect(self, error: Exception) -> None:
+        words = f"{type(error).__name__}: {error}"
+        self._recorder.failed("client", RaTlsError(f"internal error ({words})"))
 
     def _keep_fresh(self) -> None:
         """Look at the store every second, and at the collateral every hour, whatever fails."""

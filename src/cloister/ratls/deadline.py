@@ -10,11 +10,13 @@ class Deadline:
 
     Args:
         seconds: how far ahead it lies.
+        missing: what is not there when it has passed, for the message.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, missing: str = "no answer") -> None:
         self._seconds = seconds
-        self._end = time.monotonic() + seconds
+        self._missing = missing
+        self.end = time.monotonic() + seconds
 
     def remaining(self) -> float:
         """Return the seconds that are left, above zero.
@@ -22,7 +24,7 @@ class Deadline:
         Raises:
             TimeoutError: none are left.
         """
-        left = self._end - time.monotonic()
+        left = self.end - time.monotonic()
         if left <= 0:
-            raise TimeoutError(f"no answer within {self._seconds:g} seconds")
+            raise TimeoutError(f"{self._missing} within {self._seconds:g} seconds")
         return left

@@ -3,15 +3,19 @@
 The client's certificate is judged by a callback during the handshake, and once more looked at
 afterwards: whoever gets past without having been judged (a resumed session, a second certificate)
 is refused. Sessions are never resumed, so that every connection is judged by itself.
+
+Nothing here waits: what has to wait for the peer is a generator that yields what for, so that one
+thread serves many clients. (A thread a client costs more than the handshakes: pyOpenSSL lets go of
+the interpreter's lock some hundred times in each, and every time another thread takes it.)
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import select
+import selectors
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Generic, ParamSpec, Protocol, TypeVar
 
@@ -34,8 +38,11 @@ class Judgement(Protocol):
 J = TypeVar("J", bound=Judgement)
 T = TypeVar("T")
 P = ParamSpec("P")
-Judge = Callable[[bytes], J]
-"""Judges a certificate in DER; called once a connection."""
+Judge = Callable[[bytes], J | None]
+"""Judges a certificate in DER; called once a connection. None: it cannot be judged at once."""
+Waiting = Generator[int, None, T]
+"""Yields ``selectors.EVENT_READ`` or ``EVENT_WRITE``, what the socket is waited for; and is resumed
+when it is there, or the deadline has passed."""
 
 _UNREAD_PIECES = 16
 
@@ -55,7 +62,8 @@ class RaTlsServer(Generic[J]):
     Use :meth:`from_files` or :meth:`from_identity`.
 
     Args:
-        judge: called with the client's certificate (DER) in the thread of that connection.
+        judge: called with the client's certificate (DER) during the handshake. Where it returns
+            None, the handshake goes on, and whoever asked for it has to judge before anything else.
     """
 
     def __init__(self, judge: Judge[J]) -> None:
@@ -106,12 +114,12 @@ class RaTlsServer(Generic[J]):
         # because pyOpenSSL keeps it in the shared context. It is kept here and raised later.
         peer: _Peer[J] = connection.get_app_data()
         try:
-            return depth == 0 and peer.failure is None and self._is_accepted(peer, certificate)
+            return depth == 0 and peer.failure is None and self._may_go_on(peer, certificate)
         except Exception as error:
             peer.failure = error
             return False
 
-    def _is_accepted(self, peer: _Peer[J], certificate: crypto.X509) -> bool:
+    def _may_go_on(self, peer: _Peer[J], certificate: crypto.X509) -> bool:
         # OpenSSL calls this once for each of its own complaints (self-signed, expired) and once
         # more at the end; the judgement is made once and is the only thing that counts.
         der = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
@@ -120,7 +128,7 @@ class RaTlsServer(Generic[J]):
             peer.judgement = self._judge(der)
         elif peer.certificate != der:
             return False
-        return peer.judgement is not None and peer.judgement.accepted
+        return peer.judgement is None or peer.judgement.accepted
 
     def channel(self, connected: socket.socket, deadline: Deadline) -> Channel[J]:
         """Wrap an accepted TCP connection; the handshake is still to be done."""
@@ -141,8 +149,11 @@ class Channel(Generic[J]):
         self._socket = connected
         self._deadline = deadline
 
-    def handshake(self) -> J:
+    def handshake(self) -> Waiting[J | None]:
         """Do the handshake and return the judgement on the client.
+
+        Returns:
+            The judgement, an accepting one; None if :attr:`certificate` is still to be judged.
 
         Raises:
             RaTlsError: the client was not accepted; :attr:`judgement` says why, if it was judged.
@@ -150,19 +161,25 @@ class Channel(Generic[J]):
             TimeoutError: it took too long.
         """
         try:
-            self._run(self._connection.do_handshake)
+            yield from self._run(self._connection.do_handshake)
         except SSL.Error:
             self._raise_failure()
             raise
         self._raise_failure()
         peer = self._peer
-        if (
-            peer.judgement is None
-            or not peer.judgement.accepted
-            or self._shown_certificates() != {peer.certificate}
-        ):
+        refused = peer.judgement is not None and not peer.judgement.accepted
+        if refused or self._shown_certificates() != {peer.certificate}:
             raise RaTlsError("the client was not judged by the one certificate that it presents")
         return peer.judgement
+
+    def judge(self, judgement: J) -> None:
+        """Enter the judgement on a client that was not judged during the handshake."""
+        self._peer.judgement = judgement
+
+    @property
+    def certificate(self) -> bytes | None:
+        """The client's certificate in DER, as it was shown to the judge; None before."""
+        return self._peer.certificate
 
     @property
     def judgement(self) -> J | None:
@@ -182,13 +199,10 @@ class Channel(Generic[J]):
 
     def _raise_failure(self) -> None:
         failure = self._peer.failure
-        if isinstance(failure, CloisterError):
-            raise failure
         if failure is not None:
-            words = f"internal error ({type(failure).__name__})"
-            raise RaTlsError(f"the peer could not be judged: {words}") from failure
+            raise failure_of_judging(failure) from failure
 
-    def read_exactly(self, size: int) -> bytes:
+    def read_exactly(self, size: int) -> Waiting[bytes]:
         """Return exactly ``size`` bytes.
 
         Raises:
@@ -199,16 +213,16 @@ class Channel(Generic[J]):
         while len(received) < size:
             missing = size - len(received)
             try:
-                received += self._run(self._connection.recv, missing)
+                received += yield from self._run(self._connection.recv, missing)
             except SSL.ZeroReturnError as error:
                 raise EOFError("the peer closed the connection") from error
         return bytes(received)
 
-    def write(self, data: bytes | bytearray) -> None:
+    def write(self, data: bytes | bytearray) -> Waiting[None]:
         """Send all of ``data``."""
         view = memoryview(data)
         while view:
-            sent = self._run(self._connection.send, view)
+            sent = yield from self._run(self._connection.send, view)
             view = view[sent:]
 
     def close(self) -> None:
@@ -226,7 +240,7 @@ class Channel(Generic[J]):
                     break
         self._socket.close()
 
-    def _run(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def _run(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Waiting[T]:
         while True:
             # Also when nothing has to be waited for: what is written after the deadline may have
             # been wiped by those who think this connection over.
@@ -234,11 +248,13 @@ class Channel(Generic[J]):
             try:
                 return operation(*args, **kwargs)
             except SSL.WantReadError:
-                self._wait(select.POLLIN)
+                yield selectors.EVENT_READ
             except SSL.WantWriteError:
-                self._wait(select.POLLOUT)
+                yield selectors.EVENT_WRITE
 
-    def _wait(self, event: int) -> None:
-        poll = select.poll()
-        poll.register(self._socket, event)
-        poll.poll(self._deadline.remaining() * 1000)
+
+def failure_of_judging(error: Exception) -> CloisterError:
+    """Return what a judge's failure is to its client's connection."""
+    if isinstance(error, CloisterError):
+        return error
+    return RaTlsError(f"the peer could not be judged: internal error ({type(error).__name__})")
