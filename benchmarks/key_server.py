@@ -1,13 +1,17 @@
 """How many keys a key server releases in a second, against bare mutual-TLS handshakes.
 
     python benchmarks/key_server.py [--rounds N] [--clients N] [--each N] [--postgresql URL]
+                                    [--share PERCENT]
 
 Both servers are one thread that serves all clients and use pyOpenSSL; both see a P-384 client
 certificate. The bare one lets OpenSSL verify it against a CA and closes; `cloister serve --store`
 verifies the quote, asks the policy, has the decision on the disk, prints it and sends the key.
 The clients are processes of their own that run the same code against both. They use the same
 processors as the servers, so that the clock says little where there are few: processor time of the
-server a connection is the figure that counts. Every round runs all servers one after another.
+server a connection is the figure that counts. Two servers do not show there what they are worth:
+with `--share 25` (as root) each may use a quarter of a processor and no more, which leaves the
+clients enough, so that the clock tells how two share a database. Every round runs all servers one
+after another.
 """
 
 from __future__ import annotations
@@ -52,6 +56,7 @@ from cloister.sgx.measurement import measure
 from cloister.sgx.sigstruct import Sigstruct
 
 SIGNING = Path(__file__).resolve().parent.parent / "tests" / "data" / "signing"
+CONTROL = Path("/sys/fs/cgroup")
 THREADS = 16
 """Of each client process."""
 
@@ -62,6 +67,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=2, help="client processes")
     parser.add_argument("--each", type=int, default=200, help="connections of each of them")
     parser.add_argument("--postgresql", metavar="URL", help="an empty database, instead of SQLite")
+    parser.add_argument("--share", type=int, metavar="PERCENT", help="of a processor, a server")
     parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.bare:
@@ -86,9 +92,9 @@ def run(work: Path, store: str, arguments: argparse.Namespace) -> None:
     one: list[Taken] = []
     two: list[Taken] = []
     with (
-        started(bare_server, work) as plain,
-        started(key_server, work) as first,
-        started(key_server, work) as second,
+        started(bare_server, work, arguments.share) as plain,
+        started(key_server, work, arguments.share) as first,
+        started(key_server, work, arguments.share) as second,
     ):
         amount = (arguments.clients, arguments.each)
         for name, servers in (("ordinary.pem", [plain]), ("enclave.pem", [first, second])):
@@ -169,8 +175,14 @@ def connect_often(work: Path, identity: str, port: int, count: int) -> None:
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], work: Path) -> Iterator[Server]:
-    """Start a server that announces its port as JSON; what it prints later goes to a file."""
+def started(command: Sequence[str], work: Path, share: int | None = None) -> Iterator[Server]:
+    """Start a server that announces its port as JSON; what it prints later goes to a file.
+
+    Args:
+        command: how.
+        work: where.
+        share: how much of a processor it may use, in percent; None sets no limit.
+    """
     log = work / f"server-{time.monotonic_ns()}.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(command, cwd=work, stdout=stream)
@@ -179,10 +191,34 @@ def started(command: Sequence[str], work: Path) -> Iterator[Server]:
             if process.poll() is not None:
                 raise SystemExit(f"{command}: exit code {process.returncode}")
             time.sleep(0.05)
-        yield Server(process.pid, json.loads(log.read_text().splitlines()[0])["port"])
+        with limited(process.pid, share):
+            yield Server(process.pid, json.loads(log.read_text().splitlines()[0])["port"])
     finally:
         process.terminate()
         process.wait()
+
+
+@contextlib.contextmanager
+def limited(process: int, share: int | None) -> Iterator[None]:
+    """Let a process use no more than that share of a processor, by a control group."""
+    if share is None:
+        yield
+        return
+    period = 10_000
+    first, second = CONTROL / "cpu", CONTROL  # versions 1 and 2 of the kernel's interface
+    group = (first if first.is_dir() else second) / f"cloister-benchmark-{process}"
+    group.mkdir()
+    try:
+        if first.is_dir():
+            (group / "cpu.cfs_period_us").write_text(str(period))
+            (group / "cpu.cfs_quota_us").write_text(str(period * share // 100))
+        else:
+            (group / "cpu.max").write_text(f"{period * share // 100} {period}")
+        (group / "cgroup.procs").write_text(str(process))
+        yield
+    finally:
+        (group.parent / "cgroup.procs").write_text(str(process))
+        group.rmdir()
 
 
 def serve_bare(work: Path) -> None:
