@@ -60,6 +60,22 @@ def test_a_second_run_has_the_same_result(reader: App, records: Path) -> None:
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in records.iterdir())
 
 
+def test_what_lies_below_a_mount_of_the_kernel_is_remembered_where_it_is_seen(
+    app: App, records: Path
+) -> None:
+    """Such files wait in a hidden place, from which the fetching process could not read them."""
+    (app.directory / "files").mkdir()
+    (app.directory / "files" / "large").write_bytes(bytes(SIZE))
+    app.mount("/scratch", kind="tmpfs")
+    app.mount("/scratch/files", "file:files")
+    app.trusted.append("file:files/large")
+    app.build_shell()
+    assert app.run_shell("cat /scratch/files/large | wc -c").stdout == f"{SIZE}\n"
+    found = kept(records)
+    assert sum(end - first for first, end in found["/scratch/files/large"]) >= SIZE
+    assert not any(".cloister" in path for path in found)
+
+
 def test_other_arguments_have_a_record_of_their_own(reader: App, records: Path) -> None:
     reader.run_shell(READ)
     before = set(records.iterdir())

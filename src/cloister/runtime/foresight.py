@@ -143,6 +143,11 @@ class Trail:
         spans.append((offset, offset + size))
         self._ranges += 1
 
+    def move(self, seen: Callable[[str], str | None]) -> None:
+        """Tell every path as the program sees it; forget what it does not see."""
+        moved = [(seen(path), spans) for path, spans in self.steps.items()]
+        self.steps = {path: spans for path, spans in moved if path is not None}
+
     @property
     def is_cut(self) -> bool:
         """Whether so much was left out that the next run would not fit a record."""

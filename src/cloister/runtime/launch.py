@@ -148,6 +148,7 @@ class _Run:
         if self._journal.recorder is not None:
             self._journal.recorder.ended(code, sandbox.memory)
         if record is not None and trail is not None:
+            trail.move(self._tree.seen)
             record.learn(trail)
         return code
 

@@ -109,6 +109,16 @@ class Tree:
                 return f"{HIDDEN}/{mount.source}/{posixpath.relpath(path, mount.path)}"
         return path
 
+    def seen(self, path: str) -> str | None:
+        """Return where a program sees what the tree has at ``path``; None if it sees it nowhere."""
+        if not is_below(path, HIDDEN):
+            return path
+        for mount in self.kernel_mounts:
+            place = f"{HIDDEN}/{mount.source}"
+            if mount.kind == "tree" and is_below(path, place):
+                return mount.path + path[len(place) :]
+        return None
+
     def _hide(self, path: str) -> None:
         """Drop the kernel's mounts that a new mount at ``path`` covers."""
         self.kernel_mounts = [m for m in self.kernel_mounts if not is_below(m.path, path)]
