@@ -70,10 +70,16 @@ def require_schema(manifest: dict[str, Any], version: str) -> None:
             stop("error: PAL failed DENIED")
     elif "uri" not in entrypoint:
         stop("error in manifest: required key not provided @ data['loader']['entrypoint']['uri']")
+    release = tuple(map(int, version.split(".")))
+    known_later = {"fds": (1, 8), "debug__mock_syscalls": (1, 8)}
+    for key in manifest.get("sys", {}):
+        if release < known_later.get(key, release):
+            stop(f"error in manifest: extra keys not allowed @ data['sys']['{key}']")
     for mount in manifest["fs"]["mounts"]:
         kind = mount.get("type", "chroot")
         known = {"type", "path", "uri"}
-        known |= {"key_name", "enable_recovery"} if kind == "encrypted" else set()
+        known |= {"key_name"} if kind == "encrypted" else set()
+        known |= {"enable_recovery"} if kind == "encrypted" and release >= (1, 9) else set()
         if mount.keys() - known or "path" not in mount or (kind != "tmpfs" and "uri" not in mount):
             stop(f"error in manifest: wrong mount {mount}")
 
@@ -126,7 +132,8 @@ class Loader:
             return list(loader["argv"])
         if arguments:
             stop(
-                "error: argv handling wasn't configured in the manifest, but cmdline arguments "
+                "error: PAL failed argv handling wasn't configured in the manifest, but cmdline "
+                "arguments "
                 "were specified."
             )
         return [self.manifest["libos"]["entrypoint"]]
@@ -147,17 +154,23 @@ class Loader:
             if not mount["path"].startswith("/") or mount["path"] == "/":
                 stop(f"error: 'fs.mounts[{number}].path' cannot be \"{mount['path']}\".")
             uri = mount.get("uri", "")
-            if mount.get("type") != "tmpfs" and not Path(uri.removeprefix("file:")).exists():
-                kind = mount.get("type", "chroot")
-                print(
-                    f'[P1:T1:] error: Mounting "{uri}" ({kind}) under {mount["path"]} failed: '
-                    "No such file or directory (ENOENT)",
-                    file=sys.stderr,
-                )
-                stop(
-                    "[P1:T1:] error: libos_init() failed in init_mount: "
-                    "No such file or directory (ENOENT)"
-                )
+            host = Path(uri.removeprefix("file:"))
+            if mount.get("type") != "tmpfs" and not host.exists():
+                self._not_mounted(mount, "No such file or directory (ENOENT)")
+            # A mounted file is looked up, and so verified, when it is mounted.
+            if host.is_file() and mount.get("type", "chroot") == "chroot":
+                digest = self.trusted.get(posixpath.normpath(uri.removeprefix("file:")))
+                if digest and hashlib.sha256(host.read_bytes()).hexdigest() != digest:
+                    self._not_mounted(mount, "Operation not permitted (EPERM)")
+
+    def _not_mounted(self, mount: dict[str, Any], why: str) -> NoReturn:
+        kind = mount.get("type", "chroot")
+        print(
+            f'[P1:T1:] error: Mounting "{mount["uri"]}" ({kind}) under {mount["path"]} failed: '
+            f"{why}",
+            file=sys.stderr,
+        )
+        stop(f"[P1:T1:] error: libos_init() failed in init_mount: {why}")
 
     def host(self, inside: str) -> tuple[str, str] | None:
         """Return the URI path of a file inside, and the type of its mount: the last one counts."""
@@ -180,19 +193,19 @@ class Loader:
             return content
         if path not in self.trusted:
             name = posixpath.basename(path)
-            print(
-                f"[P1:T1:] warning: Disallowing access to file '{name}'; file is not allowed.",
-                file=sys.stderr,
-            )
+            self._warn(f"Disallowing access to file '{name}'; file is not allowed.")
             return None
         if hashlib.sha256(content).hexdigest() != self.trusted[path]:
-            print(
-                f"[P1:T1:] warning: Hash of trusted file '{path}' does not match with the "
-                "reference hash in manifest",
-                file=sys.stderr,
+            self._warn(
+                f"Hash of trusted file '{path}' does not match with the reference hash in manifest"
             )
             return None
         return content
+
+    def _warn(self, text: str) -> None:
+        """Warnings are not told at the usual level."""
+        if self.manifest["loader"].get("log_level", "error") not in ("none", "error"):
+            print(f"[P1:T1:] warning: {text}", file=sys.stderr)
 
     def _entrypoint(self) -> str:
         inside = self.manifest["libos"]["entrypoint"]
@@ -227,7 +240,8 @@ class Loader:
         key = os.environ.get("STANDIN_RELEASES")
         if key is None:
             print(
-                "Secret Provisioning could not connect to any of the servers specified in "
+                "secret_provision_start: Secret Provisioning could not connect to any of the "
+                "servers specified in "
                 "SECRET_PROVISION_SERVERS; last mbedTLS error was -68",
                 file=sys.stderr,
             )

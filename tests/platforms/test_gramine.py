@@ -255,6 +255,69 @@ def test_each_version_gets_the_manifest_that_it_reads(
     assert "secret content" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("version", "fds", "recovery"), [("1.6", 0, 0), ("1.8", 1, 0), ("1.9", 1, 1)]
+)
+def test_what_a_version_does_not_know_is_left_out_and_told(
+    version: str,
+    fds: int,
+    recovery: int,
+    put_in_path: Install,
+    app: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    put_in_path(version)
+    template = Path("app.manifest.template")
+    text = template.read_text()
+    changed = text.replace('type = "encrypted"', 'type = "encrypted", enable_recovery = true')
+    assert changed != text
+    template.write_text(changed + "\nsys.fds.limit = 77\nsys.insecure__allow_eventfd = true\n")
+    assert run([*BUILD, "--platform", "gramine"]) == 0
+    told = capfd.readouterr()
+    document = tomli.loads(Path("app.gramine.manifest.sgx").read_text())
+    assert document["sys"].get("fds", {}).get("limit") == (77 if fds else None)
+    assert any("enable_recovery" in mount for mount in document["fs"]["mounts"]) == bool(recovery)
+    assert ("sys.fds is left out" in told.err + told.out) == (not fds)
+    assert ("enable_recovery is left out" in told.err + told.out) == (not recovery)
+    # On 1.7 and later it would take the host's eventfd in place of the enclave's own.
+    assert ("insecure__allow_eventfd" in document["sys"]) == (version == "1.6")
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("", True), ("false", False)])
+def test_sigterm_ends_programs_as_in_our_own_runtime(
+    setting: str, expected: bool, programs: Path, app: Path
+) -> None:
+    """Gramine swallows it otherwise, and no service manager can stop the program."""
+    if setting:
+        template = Path("app.manifest.template")
+        template.write_text(f"{template.read_text()}\nsys.enable_sigterm_injection = {setting}\n")
+    assert run([*BUILD, "--platform", "gramine"]) == 0
+    document = tomli.loads(Path("app.gramine.manifest.sgx").read_text())
+    assert document["sys"]["enable_sigterm_injection"] is expected
+
+
+def test_that_denials_are_not_told_is_told_where_the_program_failed(
+    programs: Path,
+    with_sgx: None,
+    app: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Gramine calls them warnings, which it does not tell by itself; the level is measured."""
+    monkeypatch.setenv("STANDIN_RELEASES", KEY.hex())
+    monkeypatch.setenv("STANDIN_EXIT", "3")
+    assert run(BUILD) == 0
+    capfd.readouterr()
+    assert run(["run", "app"]) == 3
+    assert 'only at loader.log_level = "warning"' in capfd.readouterr().err
+    template = Path("app.manifest.template")
+    template.write_text(template.read_text() + '\nloader.log_level = "warning"\n')
+    assert run(BUILD) == 0
+    capfd.readouterr()
+    assert run(["run", "app"]) == 3
+    assert "only at loader.log_level" not in capfd.readouterr().err
+
+
 def test_templates_find_the_installed_gramine(programs: Path, app: Path, tmp_path: Path) -> None:
     """As Gramine's own examples have it: its library OS among the trusted files."""
     libos = tmp_path / "gramine/lib/x86_64-linux-gnu/gramine/libsysdb.so"

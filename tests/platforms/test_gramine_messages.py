@@ -53,16 +53,69 @@ def translated(*pieces: bytes) -> bytes:
         ("error: Initializing enclave failed: -22", "the processor does not start this enclave"),
         ("error: No 'loader.entrypoint' is specified in the manifest", "not the one for which"),
         (
-            "[P1:T1:] (libos_init.c:1:f) error: libos_init() failed in init_exec_handle: "
+            "(libos_init.c:1:libos_init) [P1:T1:] error: libos_init() failed in init_exec_handle: "
             "Permission denied (EACCES)",
             "not trusted, or not executable",
         ),
+        (
+            "(libos_fs.c:5:f) [P1:T1:a] warning: Disallowing access to file 'x'; file is not "
+            "trusted or allowed.",
+            "denied: file x is neither trusted nor allowed",
+        ),
+        (
+            "[P1:T1:a] error: Disallowing create/write/append to a trusted file 'x'",
+            "writing trusted file x",
+        ),
+        (
+            "error: PAL failed argv handling wasn't configured in the manifest, but cmdline "
+            "arguments were specified.",
+            "this program takes no arguments",
+        ),
+        (
+            "error: PAL failed at parsing the manifest: Cannot parse 'loader.log_level'",
+            "loader.log_level in the manifest is not what Gramine expects",
+        ),
+        ("error: PAL failed Out of host memory", "Gramine did not start: Out of host memory"),
+        ("error: PAL failed setting personality failed", "address space randomisation"),
+        ("error: Hash of entrypoint does not match with the reference hash in manifest", "not the"),
+        (
+            "secret_provision_start: Secret Provisioning could not connect to any of the servers "
+            "specified in SECRET_PROVISION_SERVERS; last mbedTLS error was -68",
+            "no key server of SECRET_PROVISION_SERVERS answers (mbedTLS error -68)",
+        ),
+        ("[P1:T1:a] warning: key 'default' is not set", "key default is not set"),
+        ("[P1:T1:a] warning: pf_open failed: Wrong MAC", "does not open: Wrong MAC"),
+        (
+            'error: Mounting "file:ca.crt" (chroot) under /ca.crt failed: Operation not permitted '
+            "(EPERM)",
+            "tampered: trusted file ca.crt",
+        ),
+        ("error: load_enclave() failed with error: EPERM", "the enclave was not loaded: EPERM"),
     ],
 )
 def test_lines_of_gramine(line: str, expected: str) -> None:
     told = translated(line.encode() + b"\n").decode()
     assert told.startswith("cloister: ")
     assert expected in told
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "(libos_parser.c:1671:warn_unsupported_syscall) [P1:T3:a] warning: Unsupported system call "
+        "prctl",
+        "[P1:T3:a] warning: Ignoring FUTEX_CLOCK_REALTIME flag",
+    ],
+)
+def test_noise_is_dropped(line: str) -> None:
+    assert translated(line.encode() + b"\n") == b""
+
+
+def test_where_a_line_comes_from_does_not_hide_it_after_the_program_spoke() -> None:
+    line = b"(a.c:5:f) [P1:T1:a] warning: Disallowing access to file 'x'; file is not allowed.\n"
+    assert translated(b"the program\n", line).startswith(b"the program\ncloister: denied: file x")
+    banner = b"(warn.c:117:print) Gramine detected the following insecure configurations:\n"
+    assert translated(banner, b"error: PAL failed DENIED\n").startswith(banner + b"cloister: ")
 
 
 def test_everything_else_passes_through_as_it_is() -> None:

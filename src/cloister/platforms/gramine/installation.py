@@ -130,7 +130,7 @@ class Installation:
             libos_sha256=hashlib.sha256(libos.read_bytes()).hexdigest(),
             directory=str(glibc),
             stand_in=str(runtime_directory()),
-            entrypoint_has_hash=self.version >= (1, 8),
+            version=self.version,
             can_provision=(glibc / LIBRARY).is_file(),
             beside_it=tuple(_needed_elsewhere(glibc / LIBRARY, glibc)),
         )

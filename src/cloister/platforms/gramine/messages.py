@@ -1,6 +1,9 @@
 """What Gramine prints, in our words with a hint. Lines that are not in the table stay as they are.
 
-The texts are those of Gramine 1.6 to 1.9, without the ``[P1:T1:name] error: `` before them.
+The texts are those of Gramine 1.6 to 1.9, without what stands before them: ``error: ``, before it
+``[P1:T1:name] `` where a library OS runs, and before that ``(file.c:1:function) `` where
+``loader.log_level`` is ``debug`` or more. Nor has the table the ``PAL failed `` that the loader
+puts before what it could not do.
 """
 
 from __future__ import annotations
@@ -8,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Message(NamedTuple):
@@ -30,12 +33,13 @@ class Message(NamedTuple):
 _BUILD = "cloister build, where the files are as they should be"
 _TRUST = "add it to sgx.trusted_files, or to fs.mounts as encrypted, and build again"
 _DRIVER = "cloister doctor tells whether SGX is on, its driver loaded, and this user may use it"
+_REBUILD = "build again on this machine: cloister build --platform gramine APP.manifest.template"
 _AESMD = "sudo systemctl start aesmd; cloister doctor tells whether it runs"
 
 TABLE = (
     # --- files -------------------------------------------------------------------------------
     Message(
-        r"Disallowing access to file '(.*)'; file is not allowed\.",
+        r"Disallowing access to file '(.*)'; file is not (?:trusted or )?allowed\.",
         "denied: file {0} is neither trusted nor allowed",
         _TRUST,
     ),
@@ -45,7 +49,7 @@ TABLE = (
         "mount the directory as encrypted",
     ),
     Message(
-        r"Disallowing (?:write/append to|creating) a trusted file '(.*)'",
+        r"Disallowing (?:(?:create/)?write/append to|creating) a trusted file '(.*)'",
         "denied: writing trusted file {0}",
         "trusted files never change; write into an encrypted mount",
     ),
@@ -64,6 +68,13 @@ TABLE = (
         "let through, without any protection: file {0} (sgx.file_check_policy)",
     ),
     Message(
+        r'Mounting "?(?:file|dev|dir):(.*?)"? \((?:chroot|encrypted)\) under \S+ failed: '
+        r"Operation not permitted \(EPERM\)",
+        "tampered: trusted file {0} is not the one that was signed",
+        f"if you changed it: {_BUILD}; if not, the host did",
+        fatal=True,
+    ),
+    Message(
         r'Mounting "?(?:file|dev|dir):(.*?)"? \((?:chroot|encrypted)\) under (\S+) failed: (.*)',
         "mount of {0} at {1} failed: {2}",
         "it has to exist on this machine, as it did where the enclave was built",
@@ -77,6 +88,22 @@ TABLE = (
         r"trying to access '(.*)' which is a host-level FIFO.*",
         "denied: {0} is a named pipe of the host",
         "only pipes that the program itself makes work",
+    ),
+    Message(
+        r"(?:encrypted_file_internal_open: )?key '(.*)' is not set",
+        "key {0} is not set: its encrypted files do not open",
+        "a key server releases it; under gramine-direct: --insecure-key NAME=FILE",
+    ),
+    Message(
+        r"(?:encrypted_file_internal_open: )?pf_open failed: (.*)",
+        "an encrypted file does not open: {0}",
+        "is the key the right one, the file where it was encrypted to be? cloister verify tells",
+    ),
+    Message(
+        r"(?:encrypted_file_internal_open: )?PalStreamOpen failed: (.*)",
+        "an encrypted file does not open on this machine: {0}",
+        "Gramine opens encrypted files for writing too, even to read them: the file and its file"
+        " system must be writable",
     ),
     # --- start -------------------------------------------------------------------------------
     Message(
@@ -115,12 +142,6 @@ TABLE = (
         "command-line arguments are dropped, {1} stands: {0}",
     ),
     Message(
-        r"PAL failed at parsing the manifest: (.*)",
-        "Gramine does not read the manifest: {0}",
-        "build again; gramine-manifest-check APP.gramine.manifest says more",
-        fatal=True,
-    ),
-    Message(
         r"Invalid trusted file in manifest at index (\d+) \(no 'sha256' key\)",
         "sgx.trusted_files[{0}] has no hash",
         "cloister build makes them",
@@ -148,6 +169,42 @@ TABLE = (
         fatal=True,
     ),
     Message(
+        r"Cannot open SGX driver device\..*",
+        "there is no SGX device: no enclave starts",
+        _DRIVER,
+        fatal=True,
+    ),
+    Message(
+        r"EDMM feature was requested .*",
+        "this machine has no EDMM, which sgx.edmm_enable = true asks for",
+        "set it to false and build again",
+        fatal=True,
+    ),
+    Message(
+        r"Too large 'sgx\.max_threads', maximum allowed is (\d+)",
+        "sgx.max_threads is larger than {0}, the most that Gramine has room for",
+        "lower it and build again",
+        fatal=True,
+    ),
+    Message(
+        r"Enclave creation IOCTL failed: (.*)",
+        "the SGX driver makes no such enclave: {0}",
+        f"is sgx.enclave_size larger than this processor permits? {_DRIVER}",
+        fatal=True,
+    ),
+    Message(
+        r"Unable to parse host's /etc/resolv\.conf",
+        "this machine's /etc/resolv.conf is not understood, and the program looks up names",
+        "name the key server by its address, or simplify the file",
+        fatal=True,
+    ),
+    Message(
+        r"load_enclave\(\) failed with error: (.*)",
+        "the enclave was not loaded: {0}",
+        f"if nothing else is said before: is /dev mounted noexec? {_DRIVER}",
+        fatal=True,
+    ),
+    Message(
         r"Enclave size not a power of two \(an SGX-imposed requirement\)",
         "sgx.enclave_size is not a power of two",
         'write "4G"',
@@ -172,15 +229,16 @@ TABLE = (
         fatal=True,
     ),
     Message(
-        r"No 'loader\.entrypoint.*' is specified in the manifest",
+        r"No 'loader\.entrypoint.*' is specified in the manifest"
+        r"|Hash of entrypoint does not match with the reference hash in manifest"
+        r"|Unable to load loader\.entrypoint.*",
         "this Gramine is not the one for which the enclave was built",
-        "build again on this machine: cloister build --platform gramine APP.manifest.template",
+        _REBUILD,
         fatal=True,
     ),
-    Message(r"PAL failed (.*)", "Gramine did not start: {0}", _DRIVER, fatal=True),
     # --- key release --------------------------------------------------------------------------
     Message(
-        r"Secret Provisioning could not connect to any of the servers specified in "
+        r"(?:.*: )?Secret Provisioning could not connect to any of the servers specified in "
         r"SECRET_PROVISION_SERVERS; last mbedTLS error was (\S+?)\.?",
         "no key server of SECRET_PROVISION_SERVERS answers (mbedTLS error {0})",
         "start it with `cloister serve`, or name another where the enclave is built",
@@ -224,6 +282,14 @@ TABLE = (
         r"Emulating a raw (?:syscall instruction|system/supervisor call)\..*",
         "slow: the program makes system calls without the C library",
     ),
+    *(
+        Message(noise, None)
+        for noise in (
+            r"Unsupported system call .*",
+            r"Ignoring FUTEX_CLOCK_REALTIME flag",
+            r"Non-private futexes are not supported, .*",
+        )
+    ),
     # --- the wrapper --------------------------------------------------------------------------
     Message(
         r"Invalid application path specified \((.*) does not exist\)\.",
@@ -231,13 +297,43 @@ TABLE = (
         "cloister build --platform gramine APP.manifest.template",
         fatal=True,
     ),
+    Message(
+        r"setting personality failed.*",
+        "gramine-direct may not switch off address space randomisation here",
+        "in a container: docker run --security-opt seccomp=unconfined, or a profile that permits"
+        " personality(2)",
+        fatal=True,
+    ),
     Message(r"The path should point to application configuration files, so that they can be", None),
     Message(r"found after appending corresponding extensions\.", None),
 )
 """Gramine's words and ours; the first row that matches counts."""
 
-_PREFIX = re.compile(r"(?:\[[^\]]*\] )?(?:\([^)]*\) )?(error|warning|debug|trace): (.*)", re.DOTALL)
-_BARE_PREFIX = re.compile(r"\[P\d+:[^\]]*\] (.*)", re.DOTALL)
+_PAL_FAILED = (
+    (
+        "PAL failed at parsing the manifest: ",
+        Message(
+            "(.*)",
+            "Gramine does not read the manifest: {0}",
+            "build again; gramine-manifest-check APP.gramine.manifest says more",
+            fatal=True,
+        ),
+    ),
+    (
+        "PAL failed ",
+        Message(
+            "(.*)",
+            "Gramine did not start: {0}",
+            "cloister doctor looks for what it needs here",
+            fatal=True,
+        ),
+    ),
+)
+"""What the loader puts before what it could not do, and what is told where no row knows that."""
+
+_LOCATION = r"(?:\([\w.-]+:\d+:\w+\) )?"
+_PREFIX = re.compile(_LOCATION + r"(?:\[[^\]]*\] )?(?:error|warning|debug|trace): (.*)", re.DOTALL)
+_BARE_PREFIX = re.compile(_LOCATION + r"\[P\d+:[^\]]*\] (.*)", re.DOTALL)
 _ROWS = [(re.compile(row.theirs), row) for row in TABLE]
 _STARTS = (
     *(b"---", b"  - "),
@@ -253,7 +349,8 @@ _STARTS = (
     *(b"Invalid application path ", b"The path should point ", b"found after appending "),
 )
 """How a line of Gramine's may start; anything else need not be held until its end is there."""
-_BANNER = re.compile(rb"\s*|-+|Gramine .*|  - .*")
+_BANNER = re.compile(_LOCATION.encode() + rb"(?:\s*|-+|Gramine .*|  - .*)")
+_SURELY = re.compile(rb"\[|" + _LOCATION.removesuffix("?").encode())
 """Lines of the list of insecure options that Gramine prints before it starts the program."""
 
 
@@ -264,10 +361,12 @@ class Translator:
     Attributes:
         write: gets what is to be printed.
         failed_to_start: whether a line said so.
+        has_told: whether a line was translated.
     """
 
     write: Callable[[bytes], None]
     failed_to_start: bool = False
+    has_told: bool = False
     _program_spoke: bool = False
     _rest: bytes = b""
     _told: set[str] = field(default_factory=set)
@@ -290,7 +389,7 @@ class Translator:
 
     def _line(self, line: bytes, end: bytes) -> None:
         # Before the program starts, Gramine's lines begin with "error: " alone, as many do.
-        gramines = line.startswith(b"[") or not self._program_spoke
+        gramines = _SURELY.match(line) or not self._program_spoke
         found = translate(line.decode("utf-8", "replace")) if gramines else None
         if found is None:
             self._program_spoke |= not (_may_be_gramines(line) or _BANNER.fullmatch(line))
@@ -301,6 +400,7 @@ class Translator:
         if text is None or text in self._told:
             return
         self._told.add(text)
+        self.has_told = True
         clean = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
         told = f"cloister: {clean}\n" + (f"hint: {hint}\n" if hint else "")
         self.write(told.encode())
@@ -310,16 +410,31 @@ def _may_be_gramines(rest: bytes) -> bool:
     return any(rest.startswith(start[: len(rest)]) for start in _STARTS)
 
 
-def translate(line: str) -> tuple[str | None, str | None, bool] | None:
+Told = tuple[str | None, str | None, bool]
+"""Our words (None drops the line), the hint, and whether the program did not start."""
+
+
+def translate(line: str) -> Told | None:
     """Return a line in our words, its hint, and whether the program did not start.
 
     None if it is not in the table; the words are None for one that need not be shown.
     """
     match = _PREFIX.fullmatch(line) or _BARE_PREFIX.fullmatch(line)
-    text = line if match is None else match[match.lastindex or 0]
+    text = line if match is None else match[1]
+    for prefix, otherwise in _PAL_FAILED:
+        if text.startswith(prefix):
+            rest = text.removeprefix(prefix)
+            return _looked_up(rest) or _in_words(otherwise, (rest,))
+    return _looked_up(text)
+
+
+def _looked_up(text: str) -> Told | None:
     for pattern, row in _ROWS:
         found = pattern.fullmatch(text)
         if found is not None:
-            ours = None if row.ours is None else row.ours.format(*found.groups())
-            return ours, row.hint, row.fatal
+            return _in_words(row, found.groups())
     return None
+
+
+def _in_words(row: Message, groups: tuple[str | Any, ...]) -> Told:
+    return None if row.ours is None else row.ours.format(*groups), row.hint, row.fatal

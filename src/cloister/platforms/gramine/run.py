@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,11 @@ DIRECT_PROTECTS = (
     " machine can read the program's memory, its keys and all that it decrypts; no key server"
     " is asked, and none would release a key"
 )
+_UNEXPLAINED = (
+    "the program failed. Had Gramine denied it a file, or found one damaged, it would have said so"
+    ' only at loader.log_level = "warning", which is measured: build with it to see'
+)
+_LOG_LEVEL = re.compile(r"^log_level *= *\"(\w+)\"", re.MULTILINE)
 _MEMORY = Path("/dev/shm")  # noqa: S108  (only a private directory is made there)
 Note = Callable[[str], None]
 Attach = Callable[[subprocess.Popen[bytes]], None]
@@ -65,7 +71,7 @@ def run_sgx(
             " without enclave and without protection",
         )
     installation = Installation.here()
-    _, signature = signed_files(app)
+    manifest, signature = signed_files(app)
     signed = Sigstruct.unpack(signature.read_bytes())
     debug = Attribute.DEBUG in Attribute(signed.flags)
     if debug and require_protection:
@@ -77,8 +83,12 @@ def run_sgx(
     note(f"enclave {signed.mr_enclave.hex()} on {installation.title}, {protects}")
     program = installation.require("gramine-sgx")
     command = [program, beside(app, APP_SUFFIX).name, *arguments]
+    level = _LOG_LEVEL.search(manifest.read_text(encoding="utf-8"))
     with _handing_on_signals() as attach:
-        return _start(command, app.resolve().parent, attach)
+        code, is_explained = _start(command, app.resolve().parent, attach)
+    if code and not is_explained and (level is None or level[1] in ("none", "error")):
+        note(_UNEXPLAINED)
+    return code
 
 
 def run_direct(
@@ -140,7 +150,7 @@ def run_direct(
         manifest = beside(gramine_app, ".manifest")
         manifest.touch(mode=0o600)
         manifest.write_bytes(data)
-        return _start([program, str(gramine_app), *arguments], base, attach)
+        return _start([program, str(gramine_app), *arguments], base, attach)[0]
 
 
 @contextlib.contextmanager
@@ -164,8 +174,12 @@ def _handing_on_signals() -> Iterator[Attach]:
         yield attach
 
 
-def _start(command: Sequence[str], base: Path, attach: Attach) -> int:
-    """Start Gramine where relative URIs start, translate what it says, and return the exit code."""
+def _start(command: Sequence[str], base: Path, attach: Attach) -> tuple[int, bool]:
+    """Start Gramine where relative URIs start, and translate what it says.
+
+    Returns:
+        The exit code, and whether anything was translated.
+    """
     translator = Translator(_to_standard_error)
     try:
         process = subprocess.Popen(command, cwd=base, stderr=subprocess.PIPE)
@@ -179,8 +193,8 @@ def _start(command: Sequence[str], base: Path, attach: Attach) -> int:
         translator.finish()
         code = process.wait()
     if translator.failed_to_start and code != 0:
-        return 1
-    return 128 - code if code < 0 else code
+        code = 1
+    return 128 - code if code < 0 else code, translator.has_told
 
 
 def _to_standard_error(data: bytes) -> None:

@@ -42,8 +42,7 @@ class Runtime:
         libos_sha256: the digest, 64 hexadecimal digits.
         directory: its patched C library, with its provisioning library.
         stand_in: the directory that our templates call ``gramine.runtimedir()``.
-        entrypoint_has_hash: whether ``loader.entrypoint`` is a table with the digest (since Gramine
-            1.8); before, it is a URI, and the digest is among those of the trusted files.
+        version: its major and minor version.
         can_provision: whether :data:`~cloister.provision.variables.LIBRARY` is in ``directory``.
         beside_it: libraries that it needs and that are elsewhere.
     """
@@ -52,9 +51,17 @@ class Runtime:
     libos_sha256: str
     directory: str
     stand_in: str
-    entrypoint_has_hash: bool = True
+    version: tuple[int, int] = (1, 9)
     can_provision: bool = True
     beside_it: tuple[str, ...] = ()
+
+    @property
+    def entrypoint_has_hash(self) -> bool:
+        """Whether ``loader.entrypoint`` is a table with the digest.
+
+        Before, it is a URI, and the digest is among those of the trusted files.
+        """
+        return self.version >= (1, 8)
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,8 @@ def for_direct(
         for name in sorted(used.keys() - fixed.keys())
     ]
     _ask_nobody(result.document, text.manifest)
+    # Gramine calls it a warning when a file is denied or damaged, and tells errors alone.
+    result.document["loader"].setdefault("log_level", "warning")
     return result
 
 
@@ -152,7 +161,25 @@ def _for_runtime(text: ManifestText, runtime: Runtime, host: Host) -> Converted:
     wanted = (_fixed(text.manifest).get(SEARCH_PATH) or "").split(":")
     path = [place, *filter(None, wanted), *_library_directories(text.manifest)]
     _environment(document)[SEARCH_PATH] = ":".join(dict.fromkeys(path))
+    # Else it swallows the signal by which service managers and containers stop programs.
+    document.setdefault("sys", {}).setdefault("enable_sigterm_injection", True)
+    result.notes += _leave_out(document, runtime.version)
     return result
+
+
+def _leave_out(document: dict[str, Any], version: tuple[int, int]) -> list[str]:
+    """Take out what this Gramine does not know, or takes for something worse; say what it was."""
+    title = "Gramine {}.{}".format(*version)
+    sys, notes = document["sys"], []
+    if version >= (1, 7) and sys.pop("insecure__allow_eventfd", False):
+        notes.append("sys.insecure__allow_eventfd is left out: eventfd works without the host's")
+    for key in ("fds", "debug__mock_syscalls"):
+        if version < (1, 8) and sys.pop(key, None):
+            notes.append(f"sys.{key} is left out: {title} does not know it")
+    mounts = document["fs"]["mounts"]
+    if version < (1, 9) and any(mount.pop("enable_recovery", False) for mount in mounts):
+        notes.append(f"enable_recovery is left out: {title} cannot recover files")
+    return notes
 
 
 def _name_libos(document: dict[str, Any], runtime: Runtime) -> None:
