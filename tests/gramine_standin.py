@@ -161,7 +161,10 @@ class Loader:
             if host.is_file() and mount.get("type", "chroot") == "chroot":
                 digest = self.trusted.get(posixpath.normpath(uri.removeprefix("file:")))
                 if digest and hashlib.sha256(host.read_bytes()).hexdigest() != digest:
-                    self._not_mounted(mount, "Operation not permitted (EPERM)")
+                    why = "Operation not permitted (EPERM)"
+                    failed = f"Looking up mountpoint {mount['path']} failed: {why}"
+                    print(f"[P1:T1:] error: {failed}", file=sys.stderr)
+                    stop(f"[P1:T1:] error: libos_init() failed in init_mount: {why}")
 
     def _not_mounted(self, mount: dict[str, Any], why: str) -> NoReturn:
         kind = mount.get("type", "chroot")

@@ -286,12 +286,25 @@ def _sgx(machine: Machine) -> Finding:
             "SGX", State.MISSING, "/dev/sgx_provision is not there: enclaves start, but get no"
             " quotes", "let the container have it, too (--device /dev/sgx_provision)", needed=False,
         )  # fmt: skip
+    if _has_option(machine.text("proc/self/mountinfo") or "", "/dev", "noexec"):
+        return Finding(
+            "SGX", State.MISSING, "/dev is mounted noexec, and an enclave is mapped from there to"
+            f" be executed; {simulated}", "sudo mount -o remount,exec /dev", needed=False,
+        )  # fmt: skip
     aesm = (machine.root / "var/run/aesmd/aesm.socket").exists()
     return Finding(
         "SGX", State.OK,
         f"driver: /dev/sgx_enclave; quoting service (aesmd) {'runs' if aesm else 'does not run'}",
-        None if aesm else "sudo apt-get install sgx-aesm-service", needed=False,
+        None if aesm else "sudo apt-get install sgx-aesm-service libsgx-aesm-quote-ex-plugin"
+        " libsgx-dcap-default-qpl", needed=False,
     )  # fmt: skip
+
+
+def _has_option(mounts: str, place: str, option: str) -> bool:
+    """Tell whether what is mounted at ``place`` has an option (proc_pid_mountinfo(5))."""
+    lines = [line.split() for line in mounts.splitlines()]
+    there = [fields for fields in lines if len(fields) > 5 and fields[4] == place]
+    return bool(there) and option in there[-1][5].split(",")
 
 
 def _tdx(machine: Machine) -> Finding:
@@ -317,6 +330,7 @@ def _tdx(machine: Machine) -> Finding:
 def _gramine() -> Finding:
     """Whether Gramine is installed whole, in a version that is known to work."""
     from cloister.platforms.gramine.installation import PROGRAMS, Installation
+    from cloister.runtime.linux import may_fix_addresses
 
     if not any(map(shutil.which, PROGRAMS)):
         meaning = "is not installed; it would start enclaves on SGX hardware"
@@ -337,6 +351,11 @@ def _gramine() -> Finding:
         return Finding(
             "Gramine", State.MISSING, f"{where}, without {', '.join(lacking)}", needed=False
         )
+    if not may_fix_addresses():
+        return Finding(
+            "Gramine", State.MISSING, f"{where}; gramine-direct does not start: personality(2) is"
+            " forbidden here", "in a container: --security-opt seccomp=unconfined", needed=False,
+        )  # fmt: skip
     return Finding("Gramine", State.OK, where, needed=False)
 
 

@@ -173,6 +173,19 @@ def test_hardware_is_there_if_a_run_would_use_it(
     assert words in found.meaning
 
 
+@pytest.mark.parametrize(
+    ("options", "is_there"), [("rw,nosuid", True), ("rw,nosuid,noexec", False)]
+)
+def test_enclaves_are_executed_from_dev(describe: Describe, options: str, is_there: bool) -> None:
+    mounts = (
+        f"22 1 0:5 / /dev/shm rw,noexec - tmpfs x rw\n23 1 0:6 / /dev {options} - devtmpfs x rw"
+    )
+    machine = describe({SGX: "", PROVISION: "", "proc/self/mountinfo": mounts})
+    (found,) = (item for item in diagnose(machine, None) if item.name == "SGX")
+    assert (found.state is State.OK) == is_there
+    assert ("remount,exec /dev" in (found.mend or "")) == (not is_there)
+
+
 def test_a_run_that_fails_is_explained(describe: Describe) -> None:
     def fails() -> None:
         raise SandboxError("mount: Operation not permitted")

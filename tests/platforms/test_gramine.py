@@ -534,7 +534,7 @@ def test_a_file_changed_after_the_build_is_told(
     Path("ca.crt").write_text("another")
     monkeypatch.setenv("STANDIN_RELEASES", KEY.hex())
     assert run(["run", "app"]) == 1
-    assert "cloister: tampered: trusted file ca.crt" in capfd.readouterr().err
+    assert "cloister: tampered: trusted file /ca.crt" in capfd.readouterr().err
 
 
 def test_a_signal_reaches_the_program(programs: Path, app: Path, tmp_path: Path) -> None:

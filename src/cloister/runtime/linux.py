@@ -36,6 +36,8 @@ _PR_SET_SECUREBITS = 28
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _SECBIT_NOROOT_AND_LOCKS = 0b00101111  # NOROOT, NO_SETUID_FIXUP, their locks, KEEP_CAPS locked
+_ADDR_NO_RANDOMIZE = 0x0040000
+_NO_CHANGE = 0xFFFFFFFF
 _SECCOMP_SET_MODE_FILTER = 1
 _SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
 _LANDLOCK_CREATE_RULESET_VERSION = 1
@@ -172,6 +174,18 @@ def keep_memory_private() -> None:
     """Keep this process out of core dumps and debuggers: its memory holds keys."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     set_dumpable(False)
+
+
+def may_fix_addresses() -> bool:
+    """Tell whether this process may switch off the randomisation of addresses (personality(2)).
+
+    It is switched on again; the next program that it executes would have been the first without.
+    """
+    present = _libc.personality(_NO_CHANGE)
+    allowed = present >= 0 and _libc.personality(present | _ADDR_NO_RANDOMIZE) >= 0
+    if allowed:
+        _libc.personality(present)
+    return bool(allowed)
 
 
 def adopt_orphans() -> None:
