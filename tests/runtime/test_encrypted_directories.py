@@ -152,3 +152,22 @@ stat -c '%Y' other
     done = secret.direct(["/bin/sh", "-c", script])
     assert done.stdout.split() == ["981173106"] * 3
     assert (secret.directory / "secret" / "other").stat().st_mtime == 981173106
+
+
+def test_a_second_name_is_refused_with_the_reason(secret: App) -> None:
+    (secret.directory / "plain").mkdir()
+    (secret.directory / "plain" / "p").write_text("p")
+    secret.mount("/plain", "file:plain")
+    program = (
+        "import os\n"
+        "open('/secret/a', 'w').write('a')\n"
+        "for old, new in (('/secret/a', '/secret/b'), ('/secret/a', '/plain/b'),"
+        " ('/plain/p', '/secret/p')):\n"
+        "    try:\n"
+        "        os.link(old, new)\n"
+        "    except OSError as error:\n"
+        "        print(error.strerror)\n"
+    )
+    done = secret.direct([PYTHON, "-c", program])
+    assert done.stdout.splitlines() == ["Operation not permitted"] * 3
+    assert done.stderr.count("an encrypted file is bound to one path") == 3

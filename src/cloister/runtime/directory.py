@@ -276,11 +276,20 @@ class HostDirectory(Directory):
         An encrypted file is bound to one path, so it gets a name only if it has none yet.
         """
         host, path = self.places(name)
-        if isinstance(node, EncryptedNode) and self._key_of(path) == node.key_name:
+        key = self._key_of(path)
+        if isinstance(node, EncryptedNode) and key == node.key_name and node.may_be_named:
             self._require_free_name(name)
             node.link(host, path)
             return
-        if not isinstance(node, (HostFile, HostSymlink)) or self._key_of(path) is not None:
+        if key is not None or isinstance(node, EncryptedNode):
+            error = RejectedError(
+                "an encrypted file is bound to one path, so it has no second name",
+                "let the program copy instead, or rename",
+                errno.EPERM,
+            )
+            self.scene.report(path, Intent.CREATE, error)
+            raise error
+        if not isinstance(node, (HostFile, HostSymlink)):
             refuse(errno.EPERM)
         self.scene.require(node.place.path, Intent.WRITE)
         self._require(path, Intent.CREATE)

@@ -250,9 +250,16 @@ class EncryptedNode(Node):
         self.place.lose()
         return EncryptedHandle(self, writing=True)
 
+    @property
+    def may_be_named(self) -> bool:
+        """Whether it was created without a name, and has none yet."""
+        return (
+            self.place.is_lost and self._engine is not None and os.fstat(self._anchor).st_nlink == 0
+        )
+
     def link(self, host: str, path: str) -> None:
-        """Give a file without a name its first one; there is no second."""
-        if not self.place.is_lost or self._engine is None or os.fstat(self._anchor).st_nlink != 0:
+        """Give a file that :attr:`may_be_named` its first name."""
+        if self._engine is None:
             refuse(errno.EPERM)
         with self.translated(Intent.CREATE):
             self._engine.link(host, path)
