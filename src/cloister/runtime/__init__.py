@@ -2,7 +2,7 @@
 
 - ``policy``: which files a program may touch (pure)
 - ``nodes``: what every file can be asked; ``host``, ``trusted``, ``encrypted``, ``attestation``:
-  the kinds of files; ``scene``: what those of the host share
+  the kinds of files; ``scene`` and ``place``: what those of the host share
 - ``tree``: the mount tree of a manifest, built from those kinds; ``keyring``: its wrap keys
 - ``view``: the tree as a FUSE file system
 - ``environment``: arguments and environment (pure)

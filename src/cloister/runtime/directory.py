@@ -14,9 +14,10 @@ from cloister.encrypted.paths import holds_content
 from cloister.fuse.filesystem import Attributes, Caller, Change, Statistics
 from cloister.runtime import linux
 from cloister.runtime.encrypted import EncryptedNode, RejectedError
-from cloister.runtime.host import HostFile, HostSymlink, Place, SpecialFile
+from cloister.runtime.host import HostFile, HostSymlink, SpecialFile
 from cloister.runtime.moving import move_tree
 from cloister.runtime.nodes import Directory, Handle, Node, refuse
+from cloister.runtime.place import Place
 from cloister.runtime.policy import Intent, is_below
 from cloister.runtime.scene import (
     HOST_SECONDS,

@@ -23,9 +23,9 @@ from cloister.errors import CloisterError, EmbeddedPathError
 from cloister.fuse.filesystem import Attributes, Caller, Change
 from cloister.fuse.protocol import OpenFlag
 from cloister.runtime import linux
-from cloister.runtime.host import Place
 from cloister.runtime.keyring import Keyring
 from cloister.runtime.nodes import ROOM, Handle, Node, refuse
+from cloister.runtime.place import Place
 from cloister.runtime.policy import Intent
 from cloister.runtime.scene import WRITING, Scene, change_on_host, rename_on_host, shown
 
