@@ -287,22 +287,56 @@ def test_a_key_that_came_is_told_when_the_next_one_does_not(app: App, tmp_path: 
         app.settings |= {"sgx.remote_attestation": '"dcap"', "cloister.keys": f"[{keys}]"}
         app.build_shell()
         app.cloister("platform", "export", "platform.json")
-        serve = [
-            *CLOISTER, "serve", "--key", "wrap-key", "--enclave", "app", "--listen",
-            f"localhost:{port}", "--cert", "certs/server.crt", "--cert-key", "certs/server.key",
-            "--trust-simulated", "platform.json",
-        ]  # fmt: skip
-        with subprocess.Popen(
-            serve, cwd=app.directory, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as server:
-            try:
-                wait_for(port)
-                done = app.run_shell("echo ran", expect=1)
-            finally:
-                server.terminate()
+        with key_server(app, port):
+            done = app.run_shell("echo ran", expect=1)
     assert f"key one released by localhost:{port}" in done.stderr
     assert "no key server released the key two" in done.stderr
     assert done.stdout == ""
+
+
+def test_a_key_that_is_on_its_way_is_not_called_missing(app: App) -> None:
+    """The sandbox looks at the mount of a single file while key servers are still asked."""
+    app.cloister("certs", "new", "certs")
+    (app.directory / "wrap-key").write_bytes(bytes.fromhex(KEY))
+    (app.directory / "wrap-key").chmod(0o600)
+    (app.directory / "plain").write_text("secret content")
+    app.cloister("encrypt", "-k", "wrap-key", "plain", "secret")
+    app.mount("/certs", "file:certs")
+    app.trusted.append("file:certs/ca.crt")
+    app.mount("/scratch", kind="tmpfs")
+    app.mount("/scratch/secret", "file:secret", "encrypted")
+    with socket.create_server(("localhost", 0)) as probe:
+        port = probe.getsockname()[1]
+    app.settings |= {
+        "sgx.remote_attestation": '"dcap"',
+        "loader.env.SECRET_PROVISION_CONSTRUCTOR": '"true"',
+        "loader.env.SECRET_PROVISION_SET_KEY": '"default"',
+        "loader.env.SECRET_PROVISION_CA_CHAIN_PATH": '"/certs/ca.crt"',
+        "loader.env.SECRET_PROVISION_SERVERS": f'"localhost:{port}"',
+    }
+    app.build_shell()
+    app.cloister("platform", "export", "platform.json")
+    with key_server(app, port):
+        done = app.run_shell("wc -c < /scratch/secret; cat /scratch/secret")
+    assert done.stdout == "14\nsecret content"
+    assert "is not set" not in done.stderr
+
+
+@contextlib.contextmanager
+def key_server(app: App, port: int) -> Iterator[None]:
+    command = [
+        *CLOISTER, "serve", "--key", "wrap-key", "--enclave", "app", "--listen",
+        f"localhost:{port}", "--cert", "certs/server.crt", "--cert-key", "certs/server.key",
+        "--trust-simulated", "platform.json",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, cwd=app.directory, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as server:
+        try:
+            wait_for(port)
+            yield
+        finally:
+            server.terminate()
 
 
 def wait_for(port: int) -> None:

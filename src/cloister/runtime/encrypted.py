@@ -89,10 +89,13 @@ class EncryptedNode(Node):
         self._told: _Version | None = None  # that of the attributes the kernel has
         self._cached: _Version | None = None  # that of the pages the kernel has, if it has any
         if not self._opens():
-            # Only removal works on such a file; the kernel must ask again before every use.
+            # Only removal works on such a file; the kernel must ask again before every use, until
+            # it does open.
             self.attribute_seconds = 0.0
 
     def _opens(self) -> bool:
+        if self._keys.get(self.key_name) is None:
+            return False  # yet; who uses it meanwhile is told
         try:
             self._plain_size(self.place.status(stat.S_IFREG))
         except FileNotFoundError:
@@ -115,7 +118,8 @@ class EncryptedNode(Node):
                 "let a key server release it (loader.env.SECRET_PROVISION_*), or name one in "
                 "fs.insecure__keys for tests",
             )
-            self.scene.report(self.place.path, Intent.READ, error)
+            if self.key_name not in self._keys.awaited:
+                self.scene.report(self.place.path, Intent.READ, error)
             raise error
         return key
 
@@ -172,6 +176,7 @@ class EncryptedNode(Node):
 
     def _shown(self, status: os.stat_result) -> Attributes:
         attributes = shown(self.scene, status, self._plain_size(status))
+        self.attribute_seconds = _ATTRIBUTE_SECONDS
         # While the file is open, its size is that of what was opened.
         self._told = self._version(status) if self._handles == 0 else self._known
         if self._written_ns is None:

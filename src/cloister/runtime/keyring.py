@@ -19,10 +19,12 @@ class Keyring:
 
     Attributes:
         changes: how often a key was set.
+        awaited: names of keys that a key server is being asked for.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
         self.changes = 0
+        self.awaited: frozenset[str] = frozenset()
         self._keys: dict[str, bytearray | None] = dict.fromkeys(sorted(set(names)))
 
     def __iter__(self) -> Iterator[str]:

@@ -208,6 +208,8 @@ class _Run:
         for where, request in requests:
             self._require_mount(where, request.key_name)
         enclave.ask_for([request for _, request in requests])
+        names = {request.key_name for _, request in requests}
+        self._keys.awaited = frozenset(name for name in names if name is not None)
         return True
 
     def _require_mount(self, where: str, name: str | None) -> None:
@@ -220,6 +222,7 @@ class _Run:
     def _take_secrets(self, enclave: HeldEnclave) -> dict[str, str]:
         """Wait for the secrets, set the keys, return variables for the program."""
         variables: dict[str, str] = {}
+        self._keys.awaited = frozenset()
         for provisioned in enclave.provisioned():
             try:
                 if provisioned.key_name is not None and provisioned.key is not None:
