@@ -47,6 +47,31 @@ def test_the_right_enclave_gets_the_key(setting: Setting, serve: Callable[..., S
     assert server.process.wait(20) == 0
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_a_client_sends_meanwhile_does_not_replace_the_record(
+    setting: Setting, serve: Callable[..., Server], version: ssl.TLSVersion
+) -> None:
+    """Its socket is ready again before the decision is recorded."""
+    server = serve("--audit", "audit.db")
+    context = setting.context(create_identity(setting.enclave().quote))
+    context.maximum_version = version
+    for _ in range(3):
+        answer = b""
+        with (
+            socket.create_connection(("localhost", server.port), 10) as raw,
+            context.wrap_socket(raw, server_hostname="localhost") as tls,
+        ):
+            tls.sendall(REQUEST)
+            tls.sendall(bytes(1000))
+            with contextlib.suppress(ssl.SSLError, ConnectionError):
+                while piece := tls.recv(4096):
+                    answer += piece
+        assert answer.endswith(KEY)
+    decisions = server.decisions(3)
+    assert [item["outcome"] for item in decisions] == ["released"] * 3
+    assert [item["audit"]["sequence"] for item in decisions] == [1, 2, 3]
+
+
 def test_the_announcement_says_what_is_accepted(
     setting: Setting, serve: Callable[..., Server]
 ) -> None:

@@ -35,10 +35,13 @@ class ToJudge:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ToRecord:
-    """A decision that must be recorded before anything else happens."""
+    """A decision that must be recorded before anything else; answered with :data:`RECORDED`."""
 
     decision: Decision
 
+
+RECORDED = object()
+"""Says that a decision is recorded; nothing else does."""
 
 Step = int | ToJudge | ToRecord
 """What a client waits for; a number is what its socket is waited for (``selectors.EVENT_READ``)."""
@@ -166,7 +169,8 @@ class Exchange:
         secret = judgement.secret
         protocol.check_request((yield from channel.read_exactly(len(protocol.REQUEST))))
         with self._rules.releases.reserved():
-            yield ToRecord(self._decision(judgement, Outcome.RELEASED))
+            if (yield ToRecord(self._decision(judgement, Outcome.RELEASED))) is not RECORDED:
+                raise RaTlsError("the decision was not recorded")
             yield from channel.write(protocol.encode_head(len(secret.value)))
             yield from channel.write(secret.value)
 

@@ -12,8 +12,12 @@ from collections.abc import Callable, Sequence
 
 from cloister.errors import RaTlsError
 from cloister.provision.decision import ClientJudgement, Decision
-from cloister.provision.exchange import Exchange, Step, ToJudge, ToRecord
+from cloister.provision.exchange import RECORDED, Exchange, Step, ToJudge, ToRecord
 from cloister.ratls.server import failure_of_judging
+
+_MOST_UNRECORDED = 16
+_LONGEST_WAIT = 0.01
+"""Seconds for which a decision may wait until others can be recorded with it."""
 
 Record = Callable[[Sequence[Decision]], Sequence[Exception | None]]
 """Records decisions, in this order; says of each what failed, or None."""
@@ -23,7 +27,8 @@ class Exchanges:
     """Resumes each exchange when what it waits for is there.
 
     Only a judgement for which somebody else has to be asked is made in a thread of its own;
-    decisions are recorded here, as many at once as there are.
+    decisions are recorded here. A transaction costs as much as a third of a handshake, however many
+    decisions are in it; so a decision waits for others as long as other clients are served.
 
     Args:
         selector: waits for the sockets; an exchange is the data of its socket's key.
@@ -58,11 +63,24 @@ class Exchanges:
             collections.deque()
         )
         self._unrecorded: list[tuple[Exchange, Decision]] = []
+        self._since = 0.0  # when the first of them was decided
 
     @property
     def running(self) -> int:
         """How many are not over."""
         return len(self._running)
+
+    @property
+    def are_waiting(self) -> bool:
+        """Whether decisions wait for being recorded, or judgements for being taken."""
+        return bool(self._unrecorded or self._judged)
+
+    @property
+    def have_waited(self) -> bool:
+        """Whether they have waited long enough."""
+        if self._judged or len(self._unrecorded) >= _MOST_UNRECORDED:
+            return True
+        return bool(self._unrecorded) and time.monotonic() - self._since > _LONGEST_WAIT
 
     def begin(self, exchange: Exchange) -> None:
         """Serve one more client."""
@@ -81,12 +99,20 @@ class Exchanges:
             return None
         return max(0.0, self._deadlines[0][0] - time.monotonic())
 
-    def settle(self) -> None:
-        """Resume what was judged, record what was decided, and resume that, until nothing is left.
+    def expire(self) -> None:
+        """Resume exchanges whose deadline has passed: they find out, and end."""
+        now = time.monotonic()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            exchange = heapq.heappop(self._deadlines)[2]
+            if exchange not in self._running or isinstance(exchange.step, ToRecord):
+                continue  # what is recorded goes on at once, and finds out then
+            if exchange.deadline.end <= now:
+                self._resume(exchange)
+            else:
+                self._expect(exchange)  # it has been given another one since
 
-        Exchanges whose deadline has passed are resumed as well: they find out, and end.
-        """
-        self._expire()
+    def settle(self) -> None:
+        """Resume what was judged, record what was decided, and resume that, until none is left."""
         while self._judged:
             exchange, step, judgement = self._judged.popleft()
             if exchange.step is not step:
@@ -100,7 +126,7 @@ class Exchanges:
             failures = self._record([decision for _, decision in pending])
             for (exchange, _), failure in zip(pending, failures, strict=True):
                 if failure is None:
-                    self._resume(exchange)
+                    self._resume(exchange, RECORDED)
                 else:
                     self._fail(exchange, failure)
 
@@ -117,6 +143,9 @@ class Exchanges:
             step = None
             self._defect(error)
         if isinstance(step, ToRecord):
+            self._watch(exchange, 0)  # whatever the client sends: first the record
+            if not self._unrecorded:
+                self._since = time.monotonic()
             self._unrecorded.append((exchange, step.decision))
         elif isinstance(step, ToJudge):
             self._watch(exchange, 0)
@@ -145,17 +174,6 @@ class Exchanges:
 
     def _expect(self, exchange: Exchange) -> None:
         heapq.heappush(self._deadlines, (exchange.deadline.end, next(self._serial), exchange))
-
-    def _expire(self) -> None:
-        now = time.monotonic()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            exchange = heapq.heappop(self._deadlines)[2]
-            if exchange not in self._running:
-                continue
-            if exchange.deadline.end <= now:
-                self._resume(exchange)
-            else:
-                self._expect(exchange)  # it has been given another one since
 
     def _judge_apart(self, exchange: Exchange, step: ToJudge) -> None:
         def judge() -> None:

@@ -30,8 +30,8 @@ from cloister.ratls.server import RaTlsServer
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_SECONDS = 0.1
 _OTHER_DESCRIPTORS = 128
-_AT_ONCE = 32
-"""Clients that are resumed, or accepted, before what was decided is recorded."""
+_AT_ONCE = 16
+"""Clients that are resumed, or accepted, before something else is looked at."""
 
 T = TypeVar("T")
 Arrived = tuple[socket.socket, str]
@@ -159,7 +159,7 @@ class KeyServer:
 
     def _turn(self, selector: selectors.BaseSelector, exchanges: Exchanges) -> None:
         """Wait until something can be done, and do it."""
-        ready = selector.select(self._seconds(exchanges))
+        ready = selector.select(0 if exchanges.are_waiting else self._seconds(exchanges))
         for keys in _pieces(ready, _AT_ONCE):
             for key, _ in keys:
                 if isinstance(key.data, Exchange):
@@ -168,8 +168,11 @@ class KeyServer:
                     self._drain()
                 elif isinstance(key.fileobj, socket.socket):
                     self._accept(selector, key.fileobj, exchanges)
+            if exchanges.have_waited:
+                exchanges.settle()
+        exchanges.expire()
+        if not ready:
             exchanges.settle()
-        exchanges.settle()
         if self._releases.enough:
             self._stopping.set()
         if self._paused_until and time.monotonic() >= self._paused_until:
