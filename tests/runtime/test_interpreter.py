@@ -41,6 +41,45 @@ def test_a_script_starts_too(old: App) -> None:
     assert old.cloister("run", "app").stdout == "from a script\n"
 
 
+@pytest.mark.parametrize("line", ["#! /bin/sh", "#!\t /bin/sh -e", "#!inner one"])
+def test_a_script_names_its_interpreter_in_every_way_that_the_kernel_reads(
+    old: App, line: str
+) -> None:
+    (old.directory / "script").write_text(f"{line}\necho from a script\n")
+    (old.directory / "inner").write_text('#!/bin/sh\necho inner "$1"\n')
+    for name in ("script", "inner"):
+        (old.directory / name).chmod(0o755)
+        old.trusted.append(f"file:{name}")
+        old.mount(f"/scripts/{name}", f"file:{name}")
+    old.settings["libos.entrypoint"] = '"/scripts/script"'
+    old.settings["loader.argv"] = '["script"]'
+    old.settings["fs.start_dir"] = '"/scripts"'
+    old.build(old.text())
+    expected = "inner one\n" if "inner" in line else "from a script\n"
+    assert old.cloister("run", "app").stdout == expected
+
+
+def test_a_granted_interpreter_comes_before_one_that_is_denied(app: App) -> None:
+    """As where the whole host is mounted, and the C library of the runtime trusted."""
+    app.settings["fs.root.uri"] = '"file:/"'
+    app.mount("/lib", f"file:{GLIBC}/")
+    app.trusted += [f"file:{SHELL}", f"file:{GLIBC}/"]
+    app.settings["libos.entrypoint"] = json.dumps(SHELL)
+    app.settings["loader.env.LD_LIBRARY_PATH"] = '"/lib"'
+    app.settings["loader.argv"] = json.dumps(["sh", "-c", "echo started"])
+    app.build(app.text())
+    done = app.cloister("run", "app")
+    assert done.stdout == "started\n"
+    assert "ld-linux" not in done.stderr
+
+
+def test_it_is_found_too_where_unlisted_files_are_let_through(old: App) -> None:
+    """What is trusted is the host's own no more than otherwise; its links lead where they led."""
+    old.settings["sgx.file_check_policy"] = '"allow_all_but_log"'
+    old.build(old.text())
+    assert old.cloister("run", "app").stdout == "started\n"
+
+
 def test_an_interpreter_that_the_manifest_does_not_grant_stays_denied(old: App) -> None:
     old.trusted = [f"file:{SHELL}"]
     old.build(old.text())

@@ -308,3 +308,43 @@ print(mmap.mmap(file.fileno(), 0)[:])
         ],
     )
     assert done.stdout == "b'start'\nb'start, end'\n"
+
+
+def test_a_name_that_the_host_took_away_can_be_made_again(shared: Shared) -> None:
+    program = shared.program()
+    make = "open('made', 'w').write('abc') or 3"
+    assert program(make) == "3"
+    shared.wait_for("made")
+    (shared.directory / "made").unlink()
+    assert program(make) == "3"
+    shared.wait_for("made")
+    (shared.directory / "made").unlink()
+    assert program("open('made').read()") == "FileNotFoundError"
+    assert program("os.open('made', os.O_WRONLY | os.O_CREAT | os.O_EXCL) > 0") == "True"
+    assert program("os.listdir('.')") == "['made']"
+
+
+def test_a_directory_that_the_host_took_away_is_gone(shared: Shared) -> None:
+    program = shared.program()
+    assert program("os.mkdir('d') or os.listdir('d')") == "[]"
+    (shared.directory / "d").rmdir()
+    time.sleep(1.2)
+    assert program("os.path.exists('d')") == "False"
+    assert program("os.mkdir('d') or os.listdir('.')") == "['d']"
+    assert program("open('d/x', 'w').write('1')") == "1"
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o400, 0o111, 0o000, 0o640])
+def test_a_mode_is_what_the_program_made_it(shared: Shared, mode: int) -> None:
+    """The host's file stays readable and writable for the runtime, which needs both."""
+    program = shared.program()
+    assert program("open('a', 'w').write('abc')") == "3"
+    shown = "oct(os.stat('a').st_mode & 0o777)"
+    assert program(f"os.chmod('a', {mode}) or {shown}") == oct(mode)
+    assert (shared.directory / "a").stat().st_mode & 0o777 == mode | 0o600
+    can_write = bool(mode & 0o200)
+    assert program("open('a', 'a').write('d')") == ("1" if can_write else "PermissionError")
+    make = f"os.close(os.open('b', os.O_RDWR | os.O_CREAT, {mode}))"
+    assert program(f"{make} or oct(os.stat('b').st_mode & 0o777)") == oct(mode & ~0o022)
+    assert program(f"os.fchmod(os.open('c', os.O_CREAT | os.O_RDWR), {mode})") == "None"
+    assert program("oct(os.stat('c').st_mode & 0o777)") == oct(mode)

@@ -109,9 +109,8 @@ class HostDirectory(Directory):
         self.place = Place(scene, host, path, status)
         self.key_name = key_name
         self._last: Attributes | None = None
-        if key_name is not None:  # another enclave, or the owner, may put files there
-            self.attribute_seconds = self.negative_seconds = HOST_SECONDS
-        elif scene.rules.changes_on_host(path):
+        # Into an encrypted directory another enclave, or the owner, may put files.
+        if key_name is not None or scene.rules.changes_on_host(path):
             self.name_seconds = self.attribute_seconds = self.negative_seconds = HOST_SECONDS
 
     def attributes(self) -> Attributes:

@@ -46,7 +46,7 @@ _OFFERED_ALLOCATIONS = (
 _SMALL_GAP = 1 << 26
 _CHANGED = "the host's file was changed while the program had it open"
 _ATTRIBUTE_SECONDS = 10.0
-"""How long the kernel may show attributes without asking; opening a file asks anyway."""
+"""How long the kernel may show name and attributes without asking; opening a file asks anyway."""
 
 
 class RejectedError(OSError):
@@ -73,7 +73,7 @@ class EncryptedNode(Node):
     """A file that is encrypted on the host under a named key and bound to its URI path."""
 
     costs_reading = True
-    attribute_seconds = _ATTRIBUTE_SECONDS
+    name_seconds = attribute_seconds = _ATTRIBUTE_SECONDS
 
     def __init__(self, scene: Scene, keys: Keyring, host: str, path: str, key_name: str) -> None:
         self.scene = scene
@@ -86,6 +86,7 @@ class EncryptedNode(Node):
         self._handles = 0
         self._known: _Version | None = None  # what authenticated last
         self._content: Probe | None = None  # of that
+        self._added = 0  # permissions that the host's file has and the program took away
         self._told: _Version | None = None  # that of the attributes the kernel has
         self._cached: _Version | None = None  # that of the pages the kernel has, if it has any
         if not self._opens():
@@ -176,6 +177,7 @@ class EncryptedNode(Node):
 
     def _shown(self, status: os.stat_result) -> Attributes:
         attributes = shown(self.scene, status, self._plain_size(status))
+        attributes = attributes._replace(mode=attributes.mode & ~self._added)
         self.attribute_seconds = _ATTRIBUTE_SECONDS
         # While the file is open, its size is that of what was opened.
         self._told = self._version(status) if self._handles == 0 else self._known
@@ -200,20 +202,27 @@ class EncryptedNode(Node):
                 self.truncate(change.size)
             if change.atime_ns is not None or change.mtime_ns is not None:
                 self.flush()  # a later one would change the times again
-            mode = change.mode
-            if mode is not None:
-                mode |= OWNER_MAY_READ_AND_WRITE
+            mode = None if change.mode is None else self._on_host(change.mode)
             change_on_host(self._anchor, change._replace(size=None, mode=mode))
             self._remember(engine)
+
+    def _on_host(self, mode: int) -> int:
+        """Return the host's mode for one of the program's: the runtime always reads and writes."""
+        self._added = OWNER_MAY_READ_AND_WRITE & ~mode
+        return mode | OWNER_MAY_READ_AND_WRITE
 
     def open(self, flags: int, caller: Caller) -> Handle:
         """Open; all handles share one state.
 
         Raises:
-            OSError: ESTALE: others changed the file. The kernel asks for its attributes, and again.
+            OSError: ESTALE: others changed the file, or took it away. The kernel looks the name up
+                again, and asks again if it is there.
         """
         writing = bool(flags & (WRITING | os.O_TRUNC))
-        self._acquire(writing=writing)
+        try:
+            self._acquire(writing=writing)
+        except FileNotFoundError:
+            refuse(errno.ESTALE)
         handle = EncryptedHandle(self, writing=writing)
         if flags & os.O_TRUNC:
             try:
@@ -235,7 +244,7 @@ class EncryptedNode(Node):
                 self.place.use(),
                 self._key(),
                 self.place.path,
-                mode=stat.S_IMODE(mode) | OWNER_MAY_READ_AND_WRITE,
+                mode=self._on_host(stat.S_IMODE(mode)),
             )
         self._begin(engine, self.place.open(os.O_RDONLY))
         return EncryptedHandle(self, writing=True)
@@ -249,7 +258,7 @@ class EncryptedNode(Node):
                 self.place.use(),
                 self._key(),
                 self.place.path,
-                mode=stat.S_IMODE(mode) | OWNER_MAY_READ_AND_WRITE,
+                mode=self._on_host(stat.S_IMODE(mode)),
             )
         self._begin(engine, os.dup(engine.fileno()))
         self.place.lose()

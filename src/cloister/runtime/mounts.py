@@ -62,7 +62,7 @@ def build_tree(
         _place_mount(tree, mount, scene, base, f"fs.mounts[{number}]")
     if manifest.sys.enable_extra_runtime_domain_names_conf:
         _place_names(tree, {mount.path for mount in manifest.fs.mounts})
-    place_interpreter(tree, posixpath.join(manifest.fs.start_dir, manifest.libos.entrypoint))
+    place_interpreter(tree, manifest.libos.entrypoint, manifest.fs.start_dir)
     return tree
 
 

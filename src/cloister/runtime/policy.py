@@ -173,7 +173,9 @@ class EnclaveRules:
 
     def changes_on_host(self, path: str) -> bool:
         """Tell whether ``path`` is open to the host: only what is allowed or let through."""
-        return self._let_through is not None or self._allowed.covers(path)
+        if self._allowed.covers(path):
+            return True
+        return self._let_through is not None and self._lookup(path) is None
 
     def follows_links_out(self, path: str) -> bool:
         """Tell whether ``path`` is read-only: trusted content is what was signed anyway."""

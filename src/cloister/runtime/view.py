@@ -28,6 +28,7 @@ from cloister.runtime import linux
 from cloister.runtime.directory import HostDirectory, relocate
 from cloister.runtime.foresight import Trail
 from cloister.runtime.nodes import FOREVER, Directory, Handle, Node, refuse
+from cloister.runtime.scene import HOST_SECONDS
 
 _UNKNOWN_NUMBER = 0xFFFFFFFF
 """Inode number of names that the kernel lists before it looked them up."""
@@ -92,7 +93,7 @@ class View(Filesystem):
         """See :class:`Filesystem`. A name that does not exist is remembered as such."""
         entry = self.entry(parent, name)
         names = self._names
-        if names is None or not names.names or entry.name_seconds != FOREVER:
+        if names is None or not names.names or entry.name_seconds <= HOST_SECONDS:
             return entry
         # A name that the host was never asked for is none of its business.
         if entry.node or self._directory(parent).asks_host(name):
