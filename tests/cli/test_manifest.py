@@ -117,6 +117,38 @@ def test_explain(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [remark["key"] for remark in facts["insecure"]] == ["sgx.debug"]
 
 
+def test_explain_says_what_counts_for_a_trusted_file_that_is_encrypted(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "app.manifest").write_text(
+        'libos.entrypoint = "/x"\n'
+        'fs.mounts = [{ type = "encrypted", path = "/p", uri = "file:enc/p" }]\n'
+        f'sgx.trusted_files = [{{ uri = "file:enc/p", sha256 = "{"0" * 64}" }}]\n'
+    )
+    assert run(["manifest", "explain", "app.manifest"]) == 0
+    said = capsys.readouterr().out
+    assert "whose content is checked" not in said
+    assert "/p, which is encrypted: its key authenticates it" in said
+
+
+def test_no_new_names_below_proc(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "app.manifest").write_text(
+        'libos.entrypoint = "/x"\nfs.mounts = [{ path = "/proc/new/x", uri = "file:." }]\n'
+    )
+    assert run(["manifest", "check", "app.manifest"]) == 2
+    assert "takes no new ones below /proc" in capsys.readouterr().err
+
+
+def test_gramines_library_that_is_not_installed_has_its_hint(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "app.manifest").write_text(
+        'libos.entrypoint = "/x"\nsgx.trusted_files = ["file:/nowhere/libsysdb.so"]\n'
+    )
+    assert run(["manifest", "check", "app.manifest"]) == 2
+    assert "leave the line out" in capsys.readouterr().err
+
+
 def test_convert(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "old.manifest").write_text('libos.entrypoint = "/x"\nsgx.thread_num = 8\n')
     arguments = ["manifest", "convert", "old.manifest", "--to", "gramine", "-o", "new.manifest"]

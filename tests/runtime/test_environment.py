@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
+from applications import App
 from cloister.errors import InputError
 from cloister.manifest.model import Manifest
 from cloister.runtime.environment import arguments, declared, environment
@@ -75,3 +78,14 @@ def test_a_malformed_file_of_variables_is_refused() -> None:
         environment(manifest(env_src_file="file:bad"), HOST, read)
     with pytest.raises(InputError, match="'=1' is not of the form NAME=VALUE"):
         environment(manifest(env_src_file="file:nameless"), HOST, read)
+
+
+def test_the_hosts_environment_is_the_callers(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python sets LC_CTYPE in its own environment where there is no locale (PEP 538)."""
+    app.settings["loader.insecure__use_host_env"] = "true"
+    for name in list(os.environ):
+        if name.startswith("LC_") or name == "LANG":
+            monkeypatch.delenv(name)
+    assert "LC_CTYPE" not in app.direct(["/usr/bin/env"]).stdout
+    monkeypatch.setenv("LC_CTYPE", "C.UTF-8")
+    assert "LC_CTYPE=C.UTF-8" in app.cloister("run", "--mode", "direct", "app").stdout

@@ -131,6 +131,7 @@ head -c 2 /dev/zero-again | wc -c; ls /dev/; echo new > /shared/new || echo refu
         ({"uri": "dev:/etc/passwd"}, "expected a path below /dev"),
         ({"uri": "file:no-such"}, "fs.mounts[0]: file:no-such does not exist"),
         ({"path": "/proc", "uri": "file:."}, "/proc is the kernel's view"),
+        ({"path": "/proc/new/x", "uri": "file:."}, "fs.mounts[0]: /proc/new/x: the kernel has no"),
     ],
 )
 def test_mounts_that_cannot_be(app: App, fields: dict[str, str], message: str) -> None:

@@ -146,14 +146,13 @@ def run_direct(
     Raises:
         CloisterError: the run did not come to the program's start.
     """
-    import os
-
+    from cloister.cli.caller import callers_environment
     from cloister.cli.recording import now, of_direct, recorded
     from cloister.runtime.launch import run as launch
     from cloister.runtime.load import direct_program
 
     begun, journal = now(), _journal()
-    program = direct_program(app, arguments, os.environ, debug=debug)
+    program = direct_program(app, arguments, callers_environment(), debug=debug)
     program.log_level = log_level
     if drop_arguments:
         _drop_arguments(program, journal)
@@ -196,8 +195,7 @@ def run_enclave(
     Raises:
         CloisterError: the run did not come to the program's start.
     """
-    import os
-
+    from cloister.cli.caller import callers_environment
     from cloister.cli.recording import now
     from cloister.errors import InputError
     from cloister.platforms.base import UNDER_GRAMINE, choose_name, choose_platform
@@ -238,7 +236,7 @@ def run_enclave(
         from cloister.runtime.launch import run as launch
         from cloister.runtime.load import enclave_program
 
-        signed = enclave_program(app, arguments, os.environ, chosen, debug=debug)
+        signed = enclave_program(app, arguments, callers_environment(), chosen, debug=debug)
         signed.program.log_level = log_level
         journal = _journal()
         if drop_arguments:

@@ -78,6 +78,7 @@ def trace(
     import secrets
     import sys
 
+    from cloister.cli.caller import callers_environment
     from cloister.cli.manifest import write
     from cloister.errors import InputError
     from cloister.manifest.propose import Keys, merge, propose
@@ -95,7 +96,7 @@ def trace(
             raise InputError("--env, keys and --allow-outputs are for runs without --manifest")
         text, source, read = existing_manifest(existing, defines)
         base = existing.resolve().parent
-        program = Program(text.manifest, base, command, dict(os.environ))
+        program = Program(text.manifest, base, command, callers_environment())
         code, observed = watch(program, journal)
         proposal = merge(observed, text, source, read)
     elif defines:

@@ -11,11 +11,26 @@ from cloister.manifest.parse import ManifestText
 from cloister.manifest.tree import FileTree
 from cloister.manifest.trusted import expand
 
-MOUNTED_PROC = (
-    "/proc is the kernel's view of the program's own processes",
-    "leave this mount out; /proc is always there",
-)
-"""What is wrong with a mount there, and what to do."""
+_PROC = "/proc"
+
+
+def proc_problem(path: str) -> tuple[str, str] | None:
+    """Return what is wrong with a mount at a path, and what to do, if it is in ``/proc``.
+
+    Files that the kernel has there can be mounted over; new ones it does not take.
+    """
+    path = posixpath.normpath(path)
+    if path == _PROC:
+        return (
+            "/proc is the kernel's view of the program's own processes",
+            "leave this mount out; /proc is always there",
+        )
+    if path.startswith(f"{_PROC}/") and not Path(path).exists():
+        return (
+            f"{path}: the kernel has no such file, and takes no new ones below /proc",
+            "mount it somewhere else",
+        )
+    return None
 
 
 def file_problems(text: ManifestText, base: Path) -> Iterator[CloisterError]:
@@ -40,5 +55,6 @@ def file_problems(text: ManifestText, base: Path) -> Iterator[CloisterError]:
 def mount_problems(text: ManifestText) -> Iterator[CloisterError]:
     """Yield what is wrong with the mounts of a manifest, as a run would find it."""
     for number, mount in enumerate(text.manifest.fs.mounts):
-        if posixpath.normpath(mount.path) == "/proc":
-            yield text.problem(("fs", "mounts", number), *MOUNTED_PROC)
+        found = proc_problem(mount.path)
+        if found is not None:
+            yield text.problem(("fs", "mounts", number), *found)

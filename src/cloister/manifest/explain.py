@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cloister.manifest.effects import without_effect
 from cloister.manifest.locate import KeyPath
-from cloister.manifest.model import Manifest
+from cloister.manifest.model import Manifest, TrustedFile
 from cloister.manifest.parse import ManifestText, dotted
 from cloister.manifest.uris import FILE, normalise
 from cloister.manifest.visibility import inside_paths
@@ -89,17 +89,31 @@ def _executes(manifest: Manifest) -> Iterator[str]:
 def _reads(manifest: Manifest) -> Iterator[str]:
     if manifest.cloister.trusted_index is not None:
         yield "the files of the signed index, whose content is checked"
-    yield from (f"{what}, whose content is checked" for what in _trusted(manifest))
+    checked = [f for f in manifest.sgx.trusted_files if not _is_encrypted(manifest, f.path)]
+    yield from (f"{what}, whose content is checked" for what in _trusted(manifest, checked))
+    for file in manifest.sgx.trusted_files:
+        if _is_encrypted(manifest, file.path):
+            yield (
+                f"{_seen(manifest, file.path)}, which is encrypted: its key authenticates it, and"
+                " the hash of sgx.trusted_files is not compared"
+            )
     for key in manifest.cloister.keys:
         yield f"what the key {key.name!r} opens, which {key.servers} may release (CA: {key.ca})"
     yield from (f"{place}" for place in _writes(manifest))
 
 
-def _trusted(manifest: Manifest) -> list[str]:
+def _is_encrypted(manifest: Manifest, path: str) -> bool:
+    """Tell whether an encrypted mount shows a file; then nothing else counts."""
+    uris = [mount.uri or "" for mount in manifest.fs.mounts if mount.type == "encrypted"]
+    places = [normalise(uri.removeprefix(FILE)).rstrip("/") for uri in uris]
+    return any(f"{path}/".startswith(f"{place}/") for place in places)
+
+
+def _trusted(manifest: Manifest, listed: Sequence[TrustedFile]) -> list[str]:
     """Name the trusted files; several of one directory are only counted."""
     directories: dict[str, list[str]] = {}
     files: dict[str, list[str]] = {}
-    for file in manifest.sgx.trusted_files:
+    for file in listed:
         place = _seen(manifest, file.path)
         kind = directories if file.uri.endswith("/") else files
         kind.setdefault(posixpath.dirname(place), []).append(place)

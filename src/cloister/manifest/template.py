@@ -20,6 +20,7 @@ from cloister.manifest.clib import runtime_directory
 from cloister.manifest.libraries import Libraries, read_dynamic
 from cloister.manifest.python_environment import PythonEnvironment, ask, python_environment
 from cloister.manifest.tree import FileTree
+from cloister.manifest.trusted import LIBOS
 
 BELOW_PREFIX = ("lib/x86_64-linux-gnu/gramine", "lib64/gramine", "lib/gramine")
 """Where Gramine's libraries are below the prefix of its installation."""
@@ -224,7 +225,7 @@ class Installation:
     @property
     def libos(self) -> str:
         """Gramine's library OS."""
-        return f"{self.pkglibdir}/libsysdb.so"
+        return f"{self.pkglibdir}/{LIBOS}"
 
     def runtimedir(self, libc: str = "glibc") -> str:
         """Return the directory that is to be mounted at ``/lib``."""

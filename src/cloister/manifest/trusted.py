@@ -17,6 +17,13 @@ from cloister.manifest.model import TrustedFile
 from cloister.manifest.tree import FileTree
 from cloister.manifest.uris import FILE
 
+LIBOS = "libsysdb.so"
+"""File name of Gramine's library OS."""
+_OF_GRAMINE = (
+    "it is Gramine's library OS: leave the line out, since Cloister's own runtime needs none (and"
+    " --platform gramine adds it by itself); or install Gramine"
+)
+
 Problem = Callable[[int, str, str | None], CloisterError]
 """Makes the error for a line of the list: its number from 0, what is wrong, what to do."""
 
@@ -86,7 +93,8 @@ def _of_line(
         hint = f'write "{FILE}{path or "."}/" to trust all of it'
         raise problem(line, f"{file.uri} is a directory", hint)
     if not Path(host).is_file():
-        raise problem(line, f"{file.uri} does not exist, or is no regular file", None)
+        mend = _OF_GRAMINE if os.path.basename(host) == LIBOS else None  # noqa: PTH119
+        raise problem(line, f"{file.uri} does not exist, or is no regular file", mend)
     return [(path, Candidate(host, line, None, named=True))]
 
 

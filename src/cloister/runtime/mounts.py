@@ -81,11 +81,12 @@ def _rooted(root: RootMount | _DefaultRoot, scene: Scene, base: Path) -> Tree:
 def _place_mount(tree: Tree, mount: Mount, scene: Scene, base: Path, source: str) -> None:
     """Put one of ``fs.mounts`` where it belongs."""
     path = _clean(mount.path)
-    if path == "/proc":
-        from cloister.manifest.check import MOUNTED_PROC
+    if path.startswith("/proc"):
+        from cloister.manifest.check import proc_problem
 
-        what, hint = MOUNTED_PROC
-        raise InputError(f"{source}: {what}", hint=hint)
+        found = proc_problem(path)
+        if found is not None:
+            raise InputError(f"{source}: {found[0]}", hint=found[1])
     if mount.type == "tmpfs":
         tree.mount_by_kernel(KernelMount("tmpfs", path), stat.S_IFDIR, source)
     elif mount.type == "untrusted_shm":

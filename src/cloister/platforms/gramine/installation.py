@@ -15,12 +15,12 @@ from cloister.errors import PlatformError
 from cloister.manifest.clib import runtime_directory
 from cloister.manifest.libraries import read_dynamic
 from cloister.manifest.template import BELOW_PREFIX
+from cloister.manifest.trusted import LIBOS
 from cloister.platforms.gramine.translation import Runtime
 from cloister.provision.variables import LIBRARY
 
 OLDEST, NEWEST = (1, 6), (1, 9)
 PROGRAMS = ("gramine-direct", "gramine-sgx", "gramine-sgx-sign")
-_LIBOS = "libsysdb.so"
 _INSTALL = "install Gramine 1.6 to 1.9: https://gramine.readthedocs.io/en/stable/installation.html"
 
 
@@ -47,10 +47,10 @@ class Installation:
         if found is None:
             raise PlatformError("Gramine is not installed", hint=_INSTALL)
         for directory in _library_directories(Path(found)):
-            if (directory / _LIBOS).is_file():
+            if (directory / LIBOS).is_file():
                 return cls(Path(found), directory)
         raise PlatformError(
-            f"{found}: no directory with Gramine's {_LIBOS} belongs to it", hint=_INSTALL
+            f"{found}: no directory with Gramine's {LIBOS} belongs to it", hint=_INSTALL
         )
 
     @functools.cached_property
@@ -120,7 +120,7 @@ class Installation:
         Raises:
             PlatformError: a part is missing.
         """
-        libos = self.directory / _LIBOS
+        libos = self.directory / LIBOS
         glibc = self.directory / "runtime" / "glibc"
         if not glibc.is_dir():
             raise PlatformError(f"{glibc}: missing; Gramine brings its C library there")
