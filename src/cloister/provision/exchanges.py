@@ -104,12 +104,12 @@ class Exchanges:
         now = time.monotonic()
         while self._deadlines and self._deadlines[0][0] <= now:
             exchange = heapq.heappop(self._deadlines)[2]
-            if exchange not in self._running or isinstance(exchange.step, ToRecord):
-                continue  # what is recorded goes on at once, and finds out then
-            if exchange.deadline.end <= now:
-                self._resume(exchange)
-            else:
+            if exchange not in self._running:
+                continue
+            if exchange.deadline.end > now:
                 self._expect(exchange)  # it has been given another one since
+            elif not isinstance(exchange.step, ToRecord):  # which goes on soon, and finds out then
+                self._resume(exchange)
 
     def settle(self) -> None:
         """Resume what was judged, record what was decided, and resume that, until none is left."""
