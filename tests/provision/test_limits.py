@@ -76,6 +76,23 @@ def test_one_address_keeps_nobody_out() -> None:
     assert (admission.active, admission.waiting) == (4, 0)
 
 
+def test_who_may_not_start_yet_waits_and_keeps_nobody_out() -> None:
+    admission: Admission[int] = Admission(LIMITS)
+    asked: list[str] = []
+
+    def may_start(origin: str) -> bool:
+        asked.append(origin)
+        return origin != "a"
+
+    assert admission.arrive("a", 0, may_start) is Admitted.WAITING
+    assert admission.arrive("a", 1, may_start) is Admitted.WAITING
+    assert admission.arrive("b", 2, may_start) is Admitted.STARTED
+    assert asked == ["a", "b"]
+    assert admission.next(may_start) is None
+    assert asked == ["a", "b", "a"]  # once, however many of its clients wait
+    assert admission.next() == ("a", 0)
+
+
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from("abcdef")), max_size=200))
 def test_the_limits_always_hold_and_everyone_is_served_at_last(
     steps: list[tuple[bool, str]],

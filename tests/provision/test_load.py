@@ -28,8 +28,8 @@ MAX_MEMORY = 400_000_000
 class Hostile:
     """Attacks again and again until it is stopped; every kind holds or wastes something else.
 
-    They share the honest clients' address, but for the one that comes again without any pause:
-    what one address may ask for in a second is limited, and that one would use all of it up.
+    They share the honest clients' address, and what is begun with of one address in a second is
+    limited; so they wait for their turn, as the honest ones do.
     """
 
     def __init__(self, port: int, context: ssl.SSLContext, kind: int) -> None:
@@ -38,7 +38,6 @@ class Hostile:
         self._stop = threading.Event()
         kinds = (self.silent, self.slow, self.half_open, self.garbage, self.oversized)
         self._attack = kinds[kind % len(kinds)]
-        self._source = "127.0.0.2" if self._attack == self.garbage else "127.0.0.1"
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -50,9 +49,7 @@ class Hostile:
         while not self._stop.is_set():
             with (
                 contextlib.suppress(OSError),
-                socket.create_connection(
-                    ("127.0.0.1", self._port), 10, source_address=(self._source, 0)
-                ) as raw,
+                socket.create_connection(("127.0.0.1", self._port), 10) as raw,
             ):
                 self._attack(raw)
 

@@ -78,14 +78,14 @@ if TYPE_CHECKING:
     type=Number(0.1, 1e9),
     default=100.0,
     show_default=True,
-    help="Connections a second from one address, on average.",
+    help="Connections a second from one address that are begun with, on average; others wait.",
 )
 @click.option(
     "--burst",
     type=click.IntRange(1),
     default=1000,
     show_default=True,
-    help="Connections that it may make at once.",
+    help="Connections from one address that are begun with at once.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 def serve(

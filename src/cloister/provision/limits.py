@@ -8,6 +8,7 @@ import enum
 import functools
 import ipaddress
 import threading
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 C = TypeVar("C")
@@ -26,8 +27,8 @@ class Limits:
         max_waiting: clients that wait; half of them at most from one address.
         client_timeout: seconds for handshake, request and answer together.
         hello_timeout: seconds until the first byte.
-        rate: new connections a second that one address may make, on average.
-        burst: how many of them it may make at once.
+        rate: connections of one address that are begun with a second, on average; more wait.
+        burst: how many of them are begun with at once.
     """
 
     max_clients: int = 256
@@ -86,10 +87,18 @@ class Admission(Generic[C]):
         """How many wait."""
         return len(self._waiting)
 
-    def arrive(self, origin: str, client: C) -> Admitted:
-        """Decide about a new client; one that started must :meth:`leave`."""
+    def arrive(
+        self, origin: str, client: C, may_start: Callable[[str], bool] = lambda _: True
+    ) -> Admitted:
+        """Decide about a new client; one that started must :meth:`leave`.
+
+        Args:
+            origin: where it comes from.
+            client: what is kept while it waits.
+            may_start: asked, last of all, whether an origin may have one more client begun with.
+        """
         with self._lock:
-            if not self._waiting_from[origin] and self._has_room(origin):
+            if not self._waiting_from[origin] and self._has_room(origin) and may_start(origin):
                 self._active[origin] += 1
                 return Admitted.STARTED
             most, share = self._limits.max_waiting, (self._limits.max_waiting + 1) // 2
@@ -106,18 +115,27 @@ class Admission(Generic[C]):
             self._active[origin] -= 1
             self._forget(self._active, origin)
 
-    def next(self) -> tuple[str, C] | None:
-        """Take the first one that waits and can be served now, with its origin; or None."""
+    def next(self, may_start: Callable[[str], bool] = lambda _: True) -> tuple[str, C] | None:
+        """Take the first one that waits and can be served now, with its origin; or None.
+
+        Args:
+            may_start: as for :meth:`arrive`; asked once about each origin at most.
+        """
         with self._lock:
             if self._active.total() >= self._limits.max_clients:
                 return None
+            passed_over = set[str]()
             for index, (origin, client) in enumerate(self._waiting):
-                if self._has_room(origin):
-                    del self._waiting[index]
-                    self._waiting_from[origin] -= 1
-                    self._forget(self._waiting_from, origin)
-                    self._active[origin] += 1
-                    return origin, client
+                if origin in passed_over:
+                    continue
+                if not (self._has_room(origin) and may_start(origin)):
+                    passed_over.add(origin)
+                    continue
+                del self._waiting[index]
+                self._waiting_from[origin] -= 1
+                self._forget(self._waiting_from, origin)
+                self._active[origin] += 1
+                return origin, client
             return None
 
     def dismiss(self) -> list[C]:

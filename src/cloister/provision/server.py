@@ -29,6 +29,8 @@ from cloister.ratls.server import RaTlsServer
 
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_SECONDS = 0.1
+_LOOK_SECONDS = 0.02
+"""How often those who wait are looked at: room is told of, but not that the rate permits more."""
 _OTHER_DESCRIPTORS = 128
 _AT_ONCE = 16
 """Clients that are resumed, or accepted, before something else is looked at."""
@@ -177,15 +179,27 @@ class KeyServer:
             self._stopping.set()
         if self._paused_until and time.monotonic() >= self._paused_until:
             self._listen_with(selector)
-        while self._admission.waiting and (following := self._admission.next()) is not None:
+        if self._admission.waiting:
+            self._start_waiting(exchanges)
+
+    def _start_waiting(self, exchanges: Exchanges) -> None:
+        for _ in range(_AT_ONCE):
+            following = self._admission.next(self._is_within_rate)
+            if following is None:
+                return
             self._start(*following, exchanges)
 
+    def _is_within_rate(self, origin: str) -> bool:
+        return self._rates.allows(origin, time.monotonic())
+
     def _seconds(self, exchanges: Exchanges) -> float | None:
-        seconds = exchanges.seconds()
-        if not self._paused_until:
-            return seconds
-        pause = max(0.0, self._paused_until - time.monotonic())
-        return pause if seconds is None else min(seconds, pause)
+        """Return how long there is nothing to do but to wait for clients; None if for ever."""
+        reasons = [exchanges.seconds()]
+        if self._admission.waiting:
+            reasons.append(_LOOK_SECONDS)
+        if self._paused_until:
+            reasons.append(max(0.0, self._paused_until - time.monotonic()))
+        return min((seconds for seconds in reasons if seconds is not None), default=None)
 
     def _drain(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -226,9 +240,7 @@ class KeyServer:
                 return
             origin = origin_of(str(address[0]))
             arrived = (connected, f"{address[0]}:{address[1]}")
-            admitted = Admitted.TURNED_AWAY
-            if self._rates.allows(origin, time.monotonic()):
-                admitted = self._admission.arrive(origin, arrived)
+            admitted = self._admission.arrive(origin, arrived, self._is_within_rate)
             if admitted is Admitted.STARTED:
                 self._start(origin, arrived, exchanges)
             elif admitted is Admitted.TURNED_AWAY:
