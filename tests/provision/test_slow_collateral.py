@@ -63,6 +63,7 @@ class Running:
     decisions: list[Decision]
     near: SimulatedEnclave
     far: SimulatedEnclave
+    judge: ClientJudge
 
     def fetch(self, enclave: SimulatedEnclave, version: ssl.TLSVersion = VERSIONS[1]) -> bytes:
         return received(self.port, self.setting.context(create_identity(enclave.quote)), version)
@@ -104,8 +105,9 @@ def begin(setting: Setting, tmp_path: Path) -> Begin:
             decisions.extend(made)
             return [None] * len(made)
 
+        judge = ClientJudge([secret], Authenticator(trust, now))
         server = KeyServer(
-            ClientJudge([secret], Authenticator(trust, now)),
+            judge,
             certificate=setting.directory / "server.crt",
             key=setting.directory / "server.key",
             record=record,
@@ -117,7 +119,7 @@ def begin(setting: Setting, tmp_path: Path) -> Begin:
         thread = threading.Thread(target=server.serve)
         thread.start()
         try:
-            yield Running(setting, service, port, decisions, *enclaves)
+            yield Running(setting, service, port, decisions, *enclaves, judge)
         finally:
             service.go_on.set()
             server.stop()
@@ -181,9 +183,22 @@ def test_a_service_that_breaks_refuses(begin: Begin) -> None:
         assert reason == "the peer could not be judged: internal error (ZeroDivisionError)"
 
 
+def test_a_secret_that_was_removed_meanwhile_is_not_released(begin: Begin) -> None:
+    with begin() as running, ThreadPoolExecutor() as threads:
+        slow = threads.submit(running.fetch, running.far)
+        assert running.service.asked.acquire(timeout=10)
+        running.judge.replace([])
+        running.service.go_on.set()
+        assert slow.result(20) == b""
+        assert running.outcomes(1) == [Outcome.REFUSED]
+        assert "no secret in the store" in running.decisions[0].reason
+
+
 def test_a_client_waits_no_longer_than_it_may(begin: Begin) -> None:
     with begin(seconds=1) as running:
+        begun = time.monotonic()
         assert running.fetch(running.far) == b""
+        assert time.monotonic() - begun < 2.5
         assert running.outcomes(1) == [Outcome.DROPPED]
         assert "within 1 seconds" in running.decisions[0].reason
         running.service.go_on.set()

@@ -56,7 +56,12 @@ class Trust:
         Raises:
             WouldAskError: a service has to be asked.
         """
-        return self._collateral(quote, anchor, _refuse_to_ask)
+
+        def refuse() -> None:
+            require_own_signatures(quote)
+            raise WouldAskError
+
+        return self._collateral(quote, anchor, refuse)
 
     def _collateral(
         self, quote: Quote, anchor: TrustAnchor, before_asking: Callable[[], None]
@@ -78,10 +83,6 @@ class Trust:
             hint="pass it (--collateral FILE, --trust-simulated BUNDLE) or say where it is"
             " (--pccs URL)",
         )
-
-
-def _refuse_to_ask() -> None:
-    raise WouldAskError
 
 
 class Authenticator:

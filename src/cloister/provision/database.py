@@ -179,6 +179,7 @@ def writing(engine: sa.Engine, table: sa.Table) -> Iterator[sa.Connection]:
     with failures_are_ours(), engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_SECONDS}s'")
             connection.exec_driver_sql(f"LOCK TABLE {table.name} IN EXCLUSIVE MODE")
         yield connection
 

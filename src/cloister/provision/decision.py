@@ -157,8 +157,8 @@ class ClientJudge:
             return None
 
     def _judge(self, certificate: bytes, *, at_once: bool) -> ClientJudgement:
-        secrets = self._secrets
         authentication = authenticate_certificate(certificate, self._authenticator, at_once=at_once)
+        secrets = self._secrets  # those of now: the other may have taken its time
         verdicts = [(secret, authentication.judge(secret.policy)) for secret in secrets]
         accepted = [(secret, verdict) for secret, verdict in verdicts if verdict.accepted]
         if len(accepted) == 1:

@@ -16,7 +16,7 @@ from typing import Any
 
 from OpenSSL import SSL
 
-from cloister.errors import CloisterError, ProtocolError, RaTlsError, RefusedError
+from cloister.errors import AuditError, CloisterError, ProtocolError, RaTlsError, RefusedError
 from cloister.provision import protocol
 from cloister.provision.decision import ClientJudgement, Decision, Outcome
 from cloister.provision.limits import Limits
@@ -40,8 +40,10 @@ class ToRecord:
     decision: Decision
 
 
+READY = object()
+"""Answers a number: the socket is ready."""
 RECORDED = object()
-"""Says that a decision is recorded; nothing else does."""
+"""Answers :class:`ToRecord`: the decision is recorded; nothing else says so."""
 
 Step = int | ToJudge | ToRecord
 """What a client waits for; a number is what its socket is waited for (``selectors.EVENT_READ``)."""
@@ -111,12 +113,15 @@ class Exchange:
         socket: the connection.
         deadline: when it has to be resumed at the latest; changes between steps.
         step: what it waits for; None before the first and after the last.
+        refusal: after the last, the decision that is still to be recorded, if it ended badly.
     """
 
     def __init__(self, connected: socket.socket, peer: str, rules: Rules) -> None:
         self.socket = connected
-        self.deadline = Deadline(rules.limits.hello_timeout, "not one byte")
+        limits = rules.limits
+        self.deadline = Deadline(min(limits.hello_timeout, limits.client_timeout), "not one byte")
         self.step: Step | None = None
+        self.refusal: Decision | None = None
         self._peer = peer
         self._rules = rules
         self._channel: Channel[ClientJudgement] | None = None
@@ -147,24 +152,24 @@ class Exchange:
 
     def _run(self) -> Steps:
         try:
-            yield selectors.EVENT_READ
-            self.deadline.remaining()
+            if (yield selectors.EVENT_READ) is not READY:
+                self.deadline.remaining()
             self.deadline = Deadline(self._rules.limits.client_timeout)
             self._channel = self._rules.tls.channel(self.socket, self.deadline)
             yield from self._serve(self._channel)
+        except AuditError:
+            return  # that it cannot be recorded is not recorded, but the recorder has told it
         except Exception as error:
-            # Whatever a client makes fail here ends its own connection and nothing else. If this
-            # cannot be recorded either, the recorder has told so, and nothing was released.
-            with contextlib.suppress(CloisterError):
-                yield ToRecord(self._failure(error))
+            # Whatever a client makes fail here ends its own connection and nothing else.
+            self.refusal = self._failure(error)
 
     def _serve(self, channel: Channel[ClientJudgement]) -> Steps:
         judgement = yield from channel.handshake()
-        if judgement is None and channel.certificate is not None:
+        if judgement is None:
             judgement = yield ToJudge(channel.certificate)
             self.deadline.remaining()
             channel.judge(judgement)
-        if judgement is None or judgement.secret is None or not judgement.accepted:
+        if judgement.secret is None or not judgement.accepted:
             raise RaTlsError("the client was not accepted")
         secret = judgement.secret
         protocol.check_request((yield from channel.read_exactly(len(protocol.REQUEST))))
@@ -206,7 +211,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, CloisterError):
         return error.message
     if isinstance(error, SSL.SysCallError):
-        return "the client closed the connection during the handshake"
+        return "the client closed the connection"
     if isinstance(error, SSL.Error):
         details = error.args[0] if error.args else []
         words = [str(item[2]) for item in details if len(item) > 2]

@@ -31,6 +31,8 @@ _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_SECONDS = 0.1
 _LOOK_SECONDS = 0.02
 """How often those who wait are looked at: room is told of, but not that the rate permits more."""
+_FINISH_SECONDS = 5.0
+"""How long a server that stops waits for a record that does not come."""
 _OTHER_DESCRIPTORS = 128
 _AT_ONCE = 16
 """Clients that are resumed, or accepted, before something else is looked at."""
@@ -81,6 +83,12 @@ class KeyServer:
         self._paused_until = 0.0
         self._releases = Releases()
         self._origins: dict[Exchange, str] = {}
+        self._exchanges: Exchanges | None = None
+
+    @property
+    def recording_seconds(self) -> float:
+        """For how long decisions have been on their way to the record; 0 if none are."""
+        return 0.0 if self._exchanges is None else self._exchanges.recording_seconds
 
     @property
     def releases(self) -> int:
@@ -124,7 +132,7 @@ class KeyServer:
         self._releases = Releases(releases)
         _allow_descriptors(self._limits.max_clients + self._limits.max_waiting + _OTHER_DESCRIPTORS)
         with selectors.DefaultSelector() as selector:
-            exchanges = Exchanges(
+            self._exchanges = exchanges = Exchanges(
                 selector,
                 judge=self._judge,
                 record=self._record,
@@ -141,6 +149,7 @@ class KeyServer:
                 self._leave(selector)
             while exchanges.running:  # their deadlines see to it that this ends
                 self._turn(selector, exchanges)
+            exchanges.finish(_FINISH_SECONDS)
 
     def stop(self) -> None:
         """Let :meth:`serve` return after the clients that are being served; from any thread.

@@ -33,6 +33,8 @@ RELOAD_SECONDS = 1.0
 REFRESH_SECONDS = 3600.0
 ADMIN_CONNECTIONS = 64
 """To metrics and health, at once; the key server's clients need their descriptors."""
+SLOW_SECONDS = 5.0
+"""A server whose decisions wait for so long to be recorded is not healthy."""
 STALE_SECONDS = 15.0
 """A server that has not looked at its store for so long is not healthy."""
 
@@ -306,6 +308,9 @@ class Service:
         idle = time.monotonic() - self._looked
         if idle > STALE_SECONDS:
             problems.append(f"the last look at store and trust was {idle:.0f} seconds ago")
+        waiting = self._server.recording_seconds
+        if waiting > SLOW_SECONDS:
+            problems.append(f"the audit log has not taken a decision for {waiting:.0f} seconds")
         return [*problems, *self._recorder.problems]
 
     def _on_defect(self, error: Exception) -> None:

@@ -44,6 +44,9 @@ Waiting = Generator[int, None, T]
 """Yields ``selectors.EVENT_READ`` or ``EVENT_WRITE``, what the socket is waited for; and is resumed
 when it is there, or the deadline has passed."""
 
+MOST_RECEIVED = 256 << 10
+"""Bytes that one connection may bring: ten times what handshake and request need."""
+_PIECE = 16 << 10
 _UNREAD_PIECES = 16
 
 
@@ -133,14 +136,19 @@ class RaTlsServer(Generic[J]):
     def channel(self, connected: socket.socket, deadline: Deadline) -> Channel[J]:
         """Wrap an accepted TCP connection; the handshake is still to be done."""
         connected.setblocking(False)
-        connection = SSL.Connection(self._context, connected)
+        connection = SSL.Connection(self._context, None)
         connection.set_accept_state()
         connection.set_app_data(_Peer[J]())
         return Channel(connection, connected, deadline)
 
 
 class Channel(Generic[J]):
-    """One TLS connection; everything on it must be done before its deadline."""
+    """One TLS connection; everything on it must be done before its deadline.
+
+    TLS gets the socket's bytes piece by piece, and no more of them than the whole connection can
+    need: a peer that sends without an end (key updates, records of one byte) would else be worked
+    for as long as it sends.
+    """
 
     def __init__(
         self, connection: SSL.Connection, connected: socket.socket, deadline: Deadline
@@ -148,6 +156,8 @@ class Channel(Generic[J]):
         self._connection = connection
         self._socket = connected
         self._deadline = deadline
+        self._received = 0
+        self._unsent = b""
 
     def handshake(self) -> Waiting[J | None]:
         """Do the handshake and return the judgement on the client.
@@ -158,6 +168,7 @@ class Channel(Generic[J]):
         Raises:
             RaTlsError: the client was not accepted; :attr:`judgement` says why, if it was judged.
             SSL.Error: TLS itself failed.
+            EOFError: the peer closed before.
             TimeoutError: it took too long.
         """
         try:
@@ -177,8 +188,14 @@ class Channel(Generic[J]):
         self._peer.judgement = judgement
 
     @property
-    def certificate(self) -> bytes | None:
-        """The client's certificate in DER, as it was shown to the judge; None before."""
+    def certificate(self) -> bytes:
+        """The client's certificate in DER, as it was shown to the judge.
+
+        Raises:
+            RaTlsError: none was.
+        """
+        if self._peer.certificate is None:
+            raise RaTlsError("the client has shown no certificate")
         return self._peer.certificate
 
     @property
@@ -233,6 +250,7 @@ class Channel(Generic[J]):
         """
         with contextlib.suppress(SSL.Error, OSError):
             self._connection.shutdown()
+            self._send_what_can_be_sent()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
             for _ in range(_UNREAD_PIECES):
@@ -246,11 +264,47 @@ class Channel(Generic[J]):
             # been wiped by those who think this connection over.
             self._deadline.remaining()
             try:
-                return operation(*args, **kwargs)
+                result = operation(*args, **kwargs)
             except SSL.WantReadError:
-                yield selectors.EVENT_READ
-            except SSL.WantWriteError:
-                yield selectors.EVENT_WRITE
+                yield from self._send()
+                yield from self._receive()
+            except SSL.Error:
+                with contextlib.suppress(OSError):
+                    self._send_what_can_be_sent()  # why we refuse
+                raise
+            else:
+                yield from self._send()
+                return result
+
+    def _send(self) -> Waiting[None]:
+        while not self._send_what_can_be_sent():
+            yield selectors.EVENT_WRITE
+            self._deadline.remaining()
+
+    def _send_what_can_be_sent(self) -> bool:
+        """Send what TLS has for the peer, as far as possible at once; tell whether that was all."""
+        with contextlib.suppress(SSL.WantReadError):
+            while True:
+                if not self._unsent:
+                    self._unsent = self._connection.bio_read(_PIECE)
+                try:
+                    self._unsent = self._unsent[self._socket.send(self._unsent) :]
+                except BlockingIOError:
+                    return False
+        return True
+
+    def _receive(self) -> Waiting[None]:
+        """Give TLS the next bytes of the peer, once they are there."""
+        yield selectors.EVENT_READ
+        self._deadline.remaining()
+        with contextlib.suppress(BlockingIOError):
+            data = self._socket.recv(_PIECE)
+            if not data:
+                raise EOFError("the peer closed the connection")
+            self._received += len(data)
+            if self._received > MOST_RECEIVED:
+                raise RaTlsError(f"the peer sent more than {MOST_RECEIVED} bytes")
+            self._connection.bio_write(data)
 
 
 def failure_of_judging(error: Exception) -> CloisterError:
