@@ -73,7 +73,7 @@ class Exchanges:
         self._since = 0.0  # when the first of them was decided
         self._recording_since: float | None = None
         self._recorded: collections.deque[list[Recorded]] = collections.deque()
-        self._batches: queue.SimpleQueue[list[tuple[Exchange | None, ToRecord]]] = (
+        self._batches: queue.SimpleQueue[list[tuple[Exchange | None, ToRecord]] | None] = (
             queue.SimpleQueue()
         )
         threading.Thread(target=self._record_apart, daemon=True).start()
@@ -135,11 +135,12 @@ class Exchanges:
                 self._resume(exchange)
 
     def finish(self, seconds: float) -> None:
-        """Wait until all that was decided is recorded, at most so long."""
+        """Wait until all that was decided is recorded, at most so long; nothing can follow."""
         end = time.monotonic() + seconds
         while (self._unrecorded or self._recording_since is not None) and time.monotonic() < end:
             self.settle()
             time.sleep(0.01)
+        self._batches.put(None)
 
     def settle(self) -> None:
         """Take what was judged and recorded, resume that, and have recorded what was decided."""
@@ -262,9 +263,8 @@ class Exchanges:
             self._judged.append((exchange, step, error))
 
     def _record_apart(self) -> None:
-        """Record what comes, for ever; the thread of this ends with the process."""
-        while True:
-            batch = self._batches.get()
+        """Record what comes, until :meth:`finish`."""
+        while (batch := self._batches.get()) is not None:
             failures: Sequence[Exception | None]
             try:
                 failures = self._record([step.decision for _, step in batch])
