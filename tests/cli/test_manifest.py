@@ -117,18 +117,42 @@ def test_explain(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [remark["key"] for remark in facts["insecure"]] == ["sgx.debug"]
 
 
+@pytest.mark.parametrize(
+    ("mounts", "said"),
+    [
+        ('{ type = "encrypted", path = "/p", uri = "file:enc/p" }', "encrypted"),
+        ('{ type = "encrypted", path = "/all", uri = "file:." }', "encrypted"),
+        (
+            '{ type = "encrypted", path = "/p", uri = "file:enc" },'
+            ' { path = "/q", uri = "file:enc" }',
+            "checked",
+        ),
+    ],
+)
 def test_explain_says_what_counts_for_a_trusted_file_that_is_encrypted(
-    here: Path, capsys: pytest.CaptureFixture[str]
+    here: Path, capsys: pytest.CaptureFixture[str], mounts: str, said: str
 ) -> None:
     (here / "app.manifest").write_text(
-        'libos.entrypoint = "/x"\n'
-        'fs.mounts = [{ type = "encrypted", path = "/p", uri = "file:enc/p" }]\n'
+        f'libos.entrypoint = "/x"\nfs.root.type = "tmpfs"\nfs.mounts = [{mounts}]\n'
         f'sgx.trusted_files = [{{ uri = "file:enc/p", sha256 = "{"0" * 64}" }}]\n'
     )
     assert run(["manifest", "explain", "app.manifest"]) == 0
-    said = capsys.readouterr().out
-    assert "whose content is checked" not in said
-    assert "/p, which is encrypted: its key authenticates it" in said
+    told = capsys.readouterr().out
+    assert ("whose content is checked" in told) == (said == "checked")
+    assert ("the key authenticates" in told) == (said == "encrypted")
+
+
+def test_explain_knows_an_encrypted_mount_of_everything(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "app.manifest").write_text(
+        'libos.entrypoint = "/x"\nfs.root = { type = "encrypted", uri = "file:." }\n'
+        f'sgx.trusted_files = [{{ uri = "file:enc/p", sha256 = "{"0" * 64}" }}]\n'
+    )
+    assert run(["manifest", "explain", "app.manifest"]) == 0
+    told = capsys.readouterr().out
+    assert "whose content is checked" not in told
+    assert "/enc/p, encrypted: the key authenticates" in told
 
 
 def test_no_new_names_below_proc(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from cloister.manifest.locate import KeyPath
 from cloister.manifest.model import Manifest, TrustedFile
 from cloister.manifest.parse import ManifestText, dotted
 from cloister.manifest.uris import FILE, normalise
-from cloister.manifest.visibility import inside_paths
+from cloister.manifest.visibility import inside_paths, is_only_encrypted
 
 _KERNEL_DIRECTORIES = ("/proc", "/sys", "/dev")
 _DEBUG_BIT = 2
@@ -89,27 +89,21 @@ def _executes(manifest: Manifest) -> Iterator[str]:
 def _reads(manifest: Manifest) -> Iterator[str]:
     if manifest.cloister.trusted_index is not None:
         yield "the files of the signed index, whose content is checked"
-    checked = [f for f in manifest.sgx.trusted_files if not _is_encrypted(manifest, f.path)]
-    yield from (f"{what}, whose content is checked" for what in _trusted(manifest, checked))
+    checked: list[TrustedFile] = []
+    encrypted: list[TrustedFile] = []
     for file in manifest.sgx.trusted_files:
-        if _is_encrypted(manifest, file.path):
-            yield (
-                f"{_seen(manifest, file.path)}, which is encrypted: its key authenticates it, and"
-                " the hash of sgx.trusted_files is not compared"
-            )
+        (encrypted if is_only_encrypted(manifest, file.path) else checked).append(file)
+    yield from (f"{what}, whose content is checked" for what in _named(manifest, checked))
+    yield from (
+        f"{what}, encrypted: the key authenticates, the hash of sgx.trusted_files is not compared"
+        for what in _named(manifest, encrypted)
+    )
     for key in manifest.cloister.keys:
         yield f"what the key {key.name!r} opens, which {key.servers} may release (CA: {key.ca})"
     yield from (f"{place}" for place in _writes(manifest))
 
 
-def _is_encrypted(manifest: Manifest, path: str) -> bool:
-    """Tell whether an encrypted mount shows a file; then nothing else counts."""
-    uris = [mount.uri or "" for mount in manifest.fs.mounts if mount.type == "encrypted"]
-    places = [normalise(uri.removeprefix(FILE)).rstrip("/") for uri in uris]
-    return any(f"{path}/".startswith(f"{place}/") for place in places)
-
-
-def _trusted(manifest: Manifest, listed: Sequence[TrustedFile]) -> list[str]:
+def _named(manifest: Manifest, listed: Sequence[TrustedFile]) -> list[str]:
     """Name the trusted files; several of one directory are only counted."""
     directories: dict[str, list[str]] = {}
     files: dict[str, list[str]] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from cloister.manifest.model import Manifest, Mount, RootMount
 from cloister.manifest.uris import normalise
 
@@ -18,14 +20,28 @@ def inside_paths(manifest: Manifest, path: str) -> list[str]:
     Returns:
         Absolute paths; none if no mount reaches the file or all are hidden by later mounts.
     """
+    return list(dict.fromkeys(inside for _, inside in _shown(manifest, path)))
+
+
+def is_only_encrypted(manifest: Manifest, path: str) -> bool:
+    """Tell whether a host file is found, and only through encrypted mounts.
+
+    Args:
+        manifest: whose mounts they are.
+        path: normalised URI path of the host file.
+    """
+    kinds = {mount.type for mount, _ in _shown(manifest, path)}
+    return kinds == {"encrypted"}
+
+
+def _shown(manifest: Manifest, path: str) -> Iterator[tuple[RootMount | Mount, str]]:
+    """Yield the mounts that show a file, with its path inside."""
     mounts: list[RootMount | Mount] = [manifest.fs.root or _ROOT, *manifest.fs.mounts]
-    places = []
     for number, mount in enumerate(mounts):
         inside = _place(mount, path)
         later = [_at(other) for other in mounts[number + 1 :]]
         if inside is not None and not any(_covers(other, inside) for other in later):
-            places.append(inside)
-    return list(dict.fromkeys(places))
+            yield mount, inside
 
 
 def _at(mount: RootMount | Mount) -> str:

@@ -140,7 +140,7 @@ class Exchange:
         self._steps.close()
         if self._channel is not None:
             self._channel.close()
-            self._channel = None  # what TLS keeps is large, and the deadline remembers this
+            self._channel = None  # what TLS keeps is large, and the list of deadlines keeps this
         self.socket.close()
 
     def _go_on(self, go: Callable[[], Step]) -> Step | None:

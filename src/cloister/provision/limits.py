@@ -160,7 +160,7 @@ class Admission(Generic[C]):
 
 
 class RateLimiter:
-    """A token bucket for each address.
+    """A token bucket for each address; for one thread.
 
     Args:
         rate: tokens a second.
@@ -170,7 +170,6 @@ class RateLimiter:
     def __init__(self, rate: float, burst: int) -> None:
         self._rate = rate
         self._burst = burst
-        self._lock = threading.Lock()
         self._buckets: collections.OrderedDict[str, tuple[float, float]] = collections.OrderedDict()
 
     def allows(self, address: str, now: float) -> bool:
@@ -180,11 +179,10 @@ class RateLimiter:
             address: where the peer comes from; see :func:`origin_of`.
             now: seconds on any clock that does not go back.
         """
-        with self._lock:
-            tokens, last = self._buckets.pop(address, (float(self._burst), now))
-            tokens = min(self._burst, tokens + (now - last) * self._rate)
-            allowed = tokens >= 1
-            self._buckets[address] = (tokens - 1 if allowed else tokens, now)
-            while len(self._buckets) > MAX_ADDRESSES:
-                self._buckets.popitem(last=False)
-            return allowed
+        tokens, last = self._buckets.pop(address, (float(self._burst), now))
+        tokens = min(self._burst, tokens + (now - last) * self._rate)
+        allowed = tokens >= 1
+        self._buckets[address] = (tokens - 1 if allowed else tokens, now)
+        while len(self._buckets) > MAX_ADDRESSES:
+            self._buckets.popitem(last=False)
+        return allowed

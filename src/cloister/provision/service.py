@@ -66,17 +66,19 @@ class Recorder:
         Returns:
             Of each why it could not be recorded, or None; a secret must not leave without.
         """
-        audited = [item for item in decisions if item.outcome is not Outcome.DROPPED]
+        audited = [] if self._audit is None else [item for item in decisions if _counts(item)]
         try:
-            records = self._audited(audited)
+            records = iter(self._append(audited))
         except AuditError as error:
-            lost = {id(item) for item in audited}
-            return [error if id(item) in lost else self._told(item, None) for item in decisions]
-        return [self._told(item, records.get(id(item))) for item in decisions]
+            return [error if _counts(item) else self._told(item, None) for item in decisions]
+        return [
+            self._told(item, next(records) if audited and _counts(item) else None)
+            for item in decisions
+        ]
 
-    def _audited(self, decisions: Sequence[Decision]) -> dict[int, AuditRecord]:
+    def _append(self, decisions: Sequence[Decision]) -> list[AuditRecord]:
         if self._audit is None or not decisions:
-            return {}
+            return []
         try:
             records = self._audit.append(decisions)
         except Exception as error:  # whatever it is, no secret may leave
@@ -85,7 +87,7 @@ class Recorder:
             self.failed("audit", failure)
             raise failure from error
         self._problems.pop("audit", None)
-        return {id(item): record for item, record in zip(decisions, records, strict=True)}
+        return records
 
     def _told(self, decision: Decision, record: AuditRecord | None) -> AuditError | None:
         if self.metrics is not None:
@@ -111,6 +113,10 @@ class Recorder:
             return failure
         self._problems.pop("log", None)
         return None
+
+
+def _counts(decision: Decision) -> bool:
+    return decision.outcome is not Outcome.DROPPED
 
 
 def health_of(

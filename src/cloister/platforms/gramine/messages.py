@@ -158,6 +158,13 @@ TABLE = (
         "build again",
         fatal=True,
     ),
+    Message(
+        r"setting personality failed.*",
+        "gramine-direct may not switch off address space randomisation here",
+        "in a container: docker run --security-opt seccomp=unconfined, or a profile that permits"
+        " personality(2)",
+        fatal=True,
+    ),
     # --- SGX ---------------------------------------------------------------------------------
     Message(
         r"Gramine is starting\. Parsing TOML manifest file, this may take some time\.\.\.", None
@@ -282,26 +289,16 @@ TABLE = (
         r"Emulating a raw (?:syscall instruction|system/supervisor call)\..*",
         "slow: the program makes system calls without the C library",
     ),
-    *(
-        Message(noise, None)
-        for noise in (
-            r"Unsupported system call .*",
-            r"Ignoring FUTEX_CLOCK_REALTIME flag",
-            r"Non-private futexes are not supported, .*",
-        )
+    Message(
+        r"Unsupported system call .*|Ignoring FUTEX_CLOCK_REALTIME flag"
+        r"|Non-private futexes are not supported, .*",
+        None,
     ),
     # --- the wrapper --------------------------------------------------------------------------
     Message(
         r"Invalid application path specified \((.*) does not exist\)\.",
         "{0} does not exist",
         "cloister build --platform gramine APP.manifest.template",
-        fatal=True,
-    ),
-    Message(
-        r"setting personality failed.*",
-        "gramine-direct may not switch off address space randomisation here",
-        "in a container: docker run --security-opt seccomp=unconfined, or a profile that permits"
-        " personality(2)",
         fatal=True,
     ),
     Message(r"The path should point to application configuration files, so that they can be", None),
