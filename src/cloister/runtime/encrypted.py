@@ -23,8 +23,9 @@ from cloister.errors import CloisterError, EmbeddedPathError
 from cloister.fuse.filesystem import Attributes, Caller, Change
 from cloister.fuse.protocol import OpenFlag
 from cloister.runtime import linux
+from cloister.runtime.encrypted_handle import EncryptedHandle
 from cloister.runtime.keyring import Keyring
-from cloister.runtime.nodes import ROOM, Handle, Node, refuse
+from cloister.runtime.nodes import Handle, Node, refuse
 from cloister.runtime.place import Place
 from cloister.runtime.policy import Intent
 from cloister.runtime.scene import WRITING, Scene, change_on_host, rename_on_host, shown
@@ -33,16 +34,6 @@ if TYPE_CHECKING:
     from cloister.encrypted.file import EncryptedFile, Probe
 
 OWNER_MAY_READ_AND_WRITE = 0o600
-_SMALL = 8192  # bytes of a read for which the engine has a shorter way
-_ZEROS = memoryview(bytes(1 << 20))
-_OFFERED_ALLOCATIONS = (
-    0,
-    linux.FALLOC_ZERO_RANGE,
-    linux.FALLOC_ZERO_RANGE | linux.FALLOC_KEEP_SIZE,
-    linux.FALLOC_PUNCH_HOLE | linux.FALLOC_KEEP_SIZE,
-)
-
-
 _SMALL_GAP = 1 << 26
 _CHANGED = "the host's file was changed while the program had it open"
 _ATTRIBUTE_SECONDS = 10.0
@@ -435,55 +426,3 @@ class EncryptedNode(Node):
             os.utime(self._anchor, ns=(before.st_atime_ns, before.st_mtime_ns))
             self._remember(engine)
         self.place.move(host, path)
-
-
-class EncryptedHandle(Handle):
-    """An open encrypted file."""
-
-    def __init__(self, node: EncryptedNode, *, writing: bool) -> None:
-        self._node = node
-        if writing:
-            self.flags = OpenFlag.KEEP_CACHE  # close() writes and tells of errors
-
-    def read(self, offset: int, size: int) -> bytes | memoryview:
-        """Decrypt and authenticate."""
-        with self._node.translated(Intent.READ):
-            if size <= _SMALL:
-                return self._node.engine.read(offset, size)
-            target = ROOM[:size]
-            return target[: self._node.engine.read_into(offset, target)]
-
-    def write(self, offset: int, data: memoryview) -> int:
-        """Encrypt; what reaches the host is decided at the next flush."""
-        self._node.write(offset, data)
-        return len(data)
-
-    def flush(self) -> None:
-        """Write what is pending: close() tells of errors."""
-        self._node.flush()
-
-    def fsync(self) -> None:
-        """Write what is pending and sync."""
-        self._node.flush()
-        with self._node.translated(Intent.WRITE):
-            self._node.engine.fsync()
-
-    def fallocate(self, offset: int, length: int, mode: int) -> None:
-        """Extend the file with zeros, or zero a range of it; no space is saved or reserved."""
-        if mode not in _OFFERED_ALLOCATIONS:
-            refuse(errno.EOPNOTSUPP)
-        size = self._node.engine.size
-        end = offset + length
-        if mode & (linux.FALLOC_PUNCH_HOLE | linux.FALLOC_ZERO_RANGE):
-            for start in range(offset, min(end, size), len(_ZEROS)):
-                self._node.write(start, _ZEROS[: min(end, size) - start])
-        if end > size and not mode & linux.FALLOC_KEEP_SIZE:
-            self._node.truncate(end)
-
-    def attributes(self) -> Attributes:
-        """Return the attributes of the open file."""
-        return self._node.attributes()
-
-    def release(self) -> None:
-        """Drop the shared state with the last handle."""
-        self._node.release_handle()
