@@ -278,3 +278,81 @@ def test_signals_are_forwarded(python: App, number: signal.Signals) -> None:
     process.send_signal(number)
     assert process.wait(20) == 7
     process.stdout.close()
+
+
+WHICH_ARE_TERMINALS = """\
+import errno, fcntl, os, sys, termios
+def answer(descriptor, question):
+    try:
+        fcntl.ioctl(descriptor, question, bytes(64))
+        return "yes"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+def session():
+    try:
+        return os.isatty(os.open("/dev/tty", os.O_RDWR))
+    except OSError as error:
+        return errno.errorcode[error.errno]
+os.dup2(0, 90)
+places = (0, 1, 2, 90, *(os.open(name, 0) for name in (sys.argv[1], "/", "/dev/null")))
+for question in (termios.TCGETS, termios.TIOCGWINSZ, 0x802C542A):
+    print([answer(place, question) for place in places])
+print(session())
+"""
+
+
+@pytest.mark.parametrize("standard_input", ["terminal", "nothing"])
+@pytest.mark.parametrize("session", ["with terminal", "without"])
+def test_terminals_are_told_from_files_as_natively(
+    python: App, standard_input: str, session: str
+) -> None:
+    program(python, PYTHON, "-c", WHICH_ARE_TERMINALS, PYTHON)
+    own, theirs = pty.openpty()
+
+    def answers(command: Sequence[str]) -> str:
+        def take_terminal() -> None:
+            if session == "with terminal":
+                fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+        with subprocess.Popen(
+            command,
+            cwd=python.directory,
+            stdin=theirs if standard_input == "terminal" else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            preexec_fn=take_terminal,  # noqa: PLW1509  (one system call)
+        ) as process:
+            return process.communicate(timeout=60)[0]
+
+    try:
+        natively = answers((PYTHON, "-c", WHICH_ARE_TERMINALS, PYTHON))
+        assert answers(RUN) == natively
+    finally:
+        os.close(theirs)
+        os.close(own)
+    assert ("yes" in natively) == (standard_input == "terminal")
+    assert ("True" in natively) == (session == "with terminal")
+
+
+def test_pseudo_terminals_are_there_if_mounted(python: App) -> None:
+    code = (
+        "import os; a, b = os.openpty(); print(os.ttyname(b), os.isatty(a), os.listdir('/dev/pts'))"
+    )
+    program(python, PYTHON, "-c", code)
+    refused = subprocess.run(
+        RUN, cwd=python.directory, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert refused.returncode == 1
+    assert "FileNotFoundError" in refused.stderr
+    mount = '{ path = "/dev/ptmx", uri = "dev:/dev/ptmx" }'
+    assert "/dev/ptmx: pseudo-terminals are not in the manifest" in refused.stderr
+    assert f"hint: fs.mounts = [{mount}]" in refused.stderr
+
+    python.mount("/dev/ptmx", "dev:/dev/ptmx")
+    program(python, PYTHON, "-c", code)
+    done = subprocess.run(
+        RUN, cwd=python.directory, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout == "/dev/pts/0 True ['0', 'ptmx']\n", done.stderr

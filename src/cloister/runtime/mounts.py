@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import stat
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cloister.errors import InputError
-from cloister.manifest.uris import DEVICE, FILE, normalise
+from cloister.manifest.uris import DEVICE, FILE, PSEUDO_TERMINALS, normalise
 from cloister.runtime.directory import host_node
 from cloister.runtime.encrypted import EncryptedNode
 from cloister.runtime.interpreter import place_interpreter
@@ -17,7 +18,7 @@ from cloister.runtime.keyring import DEFAULT_KEY, Keyring
 from cloister.runtime.machine import SHOWN_OF_SYSFS, ListedDirectory, sysctl_directory
 from cloister.runtime.names import host_name, resolver_configuration
 from cloister.runtime.nodes import Directory, Node, Symlink, SyntheticDirectory
-from cloister.runtime.policy import ReadOnlyRules, is_below
+from cloister.runtime.policy import DeniedError, Intent, ReadOnlyRules, is_below
 from cloister.runtime.pseudo import AbsentFile, PseudoFile
 from cloister.runtime.scene import Scene
 from cloister.runtime.tree import ABSENT_FILE, EMPTY_DIRECTORY, KernelMount, Tree
@@ -32,8 +33,9 @@ _LINKS_IN_DEV = {
     "stdout": "/proc/self/fd/1",
     "stderr": "/proc/self/fd/2",
     "fd": "/proc/self/fd",
-    "ptmx": "pts/ptmx",
 }
+
+_PTMX = "/dev/ptmx"
 
 
 def build_tree(
@@ -78,6 +80,35 @@ def _rooted(root: RootMount | _DefaultRoot, scene: Scene, base: Path) -> Tree:
     return Tree(node)
 
 
+class _Devices(SyntheticDirectory):
+    """``/dev``, which says what to do when a pseudo-terminal is looked for in vain."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__()
+        self._scene = scene
+
+    def child(self, name: bytes) -> Node:
+        """Return a mounted node."""
+        if name == b"ptmx":
+            missing = DeniedError(
+                "pseudo-terminals are not in the manifest",
+                f'fs.mounts = [{{ path = "{_PTMX}", uri = "{PSEUDO_TERMINALS}" }}]',
+                errno.ENOENT,
+            )
+            self._scene.report(_PTMX, Intent.READ, missing)
+            raise missing
+        return super().child(name)
+
+
+def may_hold_terminals(tree: Tree) -> bool:
+    """Tell whether a program may open a terminal in the tree, besides its controlling one."""
+    return any(
+        mount.kind == "devpts"
+        or (mount.kind == "bind" and mount.source.removeprefix("/dev/") not in KERNEL_DEVICES)
+        for mount in tree.kernel_mounts
+    )
+
+
 def _place_mount(tree: Tree, mount: Mount, scene: Scene, base: Path, source: str) -> None:
     """Put one of ``fs.mounts`` where it belongs."""
     path = _clean(mount.path)
@@ -89,6 +120,9 @@ def _place_mount(tree: Tree, mount: Mount, scene: Scene, base: Path, source: str
             raise InputError(f"{source}: {found[0]}", hint=found[1])
     if mount.type == "tmpfs":
         tree.mount_by_kernel(KernelMount("tmpfs", path), stat.S_IFDIR, source)
+    elif mount.uri == PSEUDO_TERMINALS:
+        tree.mount_by_kernel(KernelMount("devpts", "/dev/pts"), stat.S_IFDIR, source)
+        tree.place(path, Symlink(b"/dev/pts/ptmx"), source)
     elif mount.type == "untrusted_shm":
         _place_shared_memory(tree, path, _device_path(mount, source), scene, source)
     elif mount.uri is not None and mount.uri.startswith(DEVICE):
@@ -217,14 +251,13 @@ def _place_pseudo_files(tree: Tree, scene: Scene, attestation: Directory) -> Non
     tree.place_hidden(ABSENT_FILE, AbsentFile())
     tree.place_hidden(EMPTY_DIRECTORY, SyntheticDirectory())
     tree.place("/proc/sys", sysctl_directory(), "/proc/sys")
-    dev = SyntheticDirectory()
+    dev = _Devices(scene)
     tree.place("/dev", dev, "/dev")
     for name in KERNEL_DEVICES:
         device = f"/dev/{name}"
         if Path(device).is_char_device():
             tree.mount_by_kernel(KernelMount("bind", device, device), stat.S_IFREG | 0o666, device)
     tree.mount_by_kernel(KernelMount("tmpfs", "/dev/shm"), stat.S_IFDIR, "/dev/shm")  # noqa: S108
-    tree.mount_by_kernel(KernelMount("devpts", "/dev/pts"), stat.S_IFDIR, "/dev/pts")
     for name, target in _LINKS_IN_DEV.items():
         dev.mounted[name.encode()] = Symlink(target.encode())
     dev.mounted[b"attestation"] = attestation

@@ -7,6 +7,9 @@ a filter cannot read; C libraries then use ``clone``, whose flags are checked. O
 there are those that programs talk to each other with (UNIX, IPv4, IPv6) and the netlink family by
 which the C library lists network interfaces.
 
+Programs ask of every file that they open whether it is a terminal, and in the tree the question
+would go to the runtime and back. Where the program cannot have a terminal, the filter answers it.
+
 Where limits need somebody's word, the calls that may reach one wait for process 1
 (:mod:`cloister.runtime.supervisor`).
 """
@@ -44,6 +47,9 @@ _X32_CALLS = 0x40000000
 _NEW_NAMESPACES = 0x7E020000 | 0x80  # CLONE_NEW{CGROUP,UTS,IPC,USER,PID,NET,NS,TIME}
 _CLONE_THREAD = 0x10000
 _TERMINAL_TRICKS = (0x5412, 0x541C, 0x5423)  # TIOCSTI, TIOCLINUX, TIOCSETD
+_TERMINAL_QUESTIONS = (0x5401, 0x5413, 0x802C542A)  # TCGETS, TIOCGWINSZ, TCGETS2
+_NEGATIVE = 0x80000000
+_FIRST_OF_ITS_OWN = 3  # descriptors below are the caller's streams
 _SOCKET_FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
 _AF_NETLINK = 16
 _NETLINK_ROUTE = 0
@@ -135,13 +141,14 @@ ABSENT: dict[str, int] = {
 _Instruction = tuple[int, int, int, int]
 
 
-def filter_program(limits: Limits) -> bytes:
+def filter_program(limits: Limits, *, terminals: bool) -> bytes:
     """Return the filter as an array of ``struct sock_filter``, 8 bytes each.
 
     Foreign architectures kill the process: their numbers mean other calls.
 
     Args:
         limits: those that are watched make calls wait for process 1.
+        terminals: whether the program may have one, so that the kernel must be asked.
     """
     instructions: list[_Instruction] = [
         (_LOAD, 0, 0, _ARCHITECTURE),
@@ -151,7 +158,7 @@ def filter_program(limits: Limits) -> bytes:
         (_JUMP_AT_LEAST, 0, 1, _X32_CALLS),
         _fail(errno.ENOSYS),
     ]
-    for call, judge in _judgements(limits):
+    for call, judge in _judgements(limits, terminals=terminals):
         instructions += [(_JUMP_EQUAL, 0, len(judge), call), *judge]
     for number in sorted(ABSENT.values()):
         instructions += [(_JUMP_EQUAL, 0, 1, number), _fail(errno.ENOSYS)]
@@ -159,7 +166,7 @@ def filter_program(limits: Limits) -> bytes:
     return b"".join(_FILTER.pack(*instruction) for instruction in instructions)
 
 
-def _judgements(limits: Limits) -> Iterator[tuple[Call, list[_Instruction]]]:
+def _judgements(limits: Limits, *, terminals: bool) -> Iterator[tuple[Call, list[_Instruction]]]:
     """Yield what is done about calls whose arguments count, the most frequent ones first."""
     if limits.address_space is not None:
         large = max(limits.address_space // LARGE_SHARE, 1)
@@ -167,7 +174,7 @@ def _judgements(limits: Limits) -> Iterator[tuple[Call, list[_Instruction]]]:
         yield Call.MREMAP, _ask_if_large(2, large)
         yield Call.EXIT_GROUP, [_load(0), (_JUMP_EQUAL, 0, 1, 0), _ALLOWED, _ASKED]
         yield Call.TGKILL, [_load(2), (_JUMP_EQUAL, 0, 1, 6), _ASKED, _ALLOWED]  # SIGABRT
-    yield Call.IOCTL, _refuse_if_one_of(1, _TERMINAL_TRICKS, errno.EPERM)
+    yield Call.IOCTL, _judge_ioctl(terminals=terminals)
     yield Call.SOCKET, _judge_socket()
     yield Call.CLONE, _judge_clone(limits)
     if not limits.subprocesses:
@@ -206,6 +213,13 @@ def _refuse_if_one_of(argument: int, values: tuple[int, ...], number: int) -> li
     return [_load(argument), *tests, _ALLOWED, _fail(number)]
 
 
+def _unless_one_of(argument: int, values: tuple[int, ...], skip: int) -> list[_Instruction]:
+    """Skip so many instructions if the argument is none of the values."""
+    last = len(values) - 1
+    tests = [(_JUMP_EQUAL, last - i, skip * (i == last), value) for i, value in enumerate(values)]
+    return [_load(argument), *tests]
+
+
 def _allow_only(argument: int, values: tuple[int, ...], number: int) -> list[_Instruction]:
     tests = [(_JUMP_EQUAL, len(values) - i, 0, value) for i, value in enumerate(values)]
     return [_load(argument), *tests, _fail(number), _ALLOWED]
@@ -222,6 +236,26 @@ def _judge_socket() -> list[_Instruction]:
         _ALLOWED,
     ]
     return netlink + families
+
+
+def _judge_ioctl(*, terminals: bool) -> list[_Instruction]:
+    """Where there are no terminals, questions whether a descriptor is one need no file system.
+
+    Standard streams are left to the kernel, where the answer costs nothing, and so are negative
+    numbers, which are no descriptors. A closed one above is called no terminal: ``ENOTTY`` for
+    ``EBADF`` is what this costs.
+    """
+    tricks = _refuse_if_one_of(1, _TERMINAL_TRICKS, errno.EPERM)
+    if terminals:
+        return tricks
+    answer = [
+        _load(0),
+        (_JUMP_ANY_BIT, 1, 0, _NEGATIVE),
+        (_JUMP_AT_LEAST, 1, 0, _FIRST_OF_ITS_OWN),
+        _ALLOWED,
+        _fail(errno.ENOTTY),
+    ]
+    return [*_unless_one_of(1, _TERMINAL_QUESTIONS, skip=len(answer)), *answer, *tricks]
 
 
 def _judge_clone(limits: Limits) -> list[_Instruction]:
