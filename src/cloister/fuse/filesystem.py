@@ -42,10 +42,15 @@ class Entry(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """An open file or directory and how the kernel may cache it."""
+    """An open file or directory and how the kernel may cache it.
+
+    ``behind`` is a descriptor of a file that holds the same bytes: the kernel may read them there
+    and ask no more. It stays the file system's, and open until the end.
+    """
 
     handle: int
     flags: OpenFlag = OpenFlag.NONE
+    behind: int | None = None
 
 
 class Listed(NamedTuple):

@@ -5,8 +5,46 @@ from __future__ import annotations
 import errno
 import os
 
+from cloister.errors import CloisterError
 from cloister.fuse import protocol as p
 from cloister.fuse.filesystem import Attributes, Change, Entry, Opened
+
+
+def init_out(body: memoryview, wanted: int) -> bytes:
+    """Answer INIT, with which the kernel begins.
+
+    Args:
+        body: ``fuse_init_in``.
+        wanted: the capabilities that are used where the kernel offers them.
+
+    Raises:
+        CloisterError: it speaks a version of the protocol that is too old.
+    """
+    major, minor, readahead, offered = p.INIT_IN.unpack_from(body)
+    if major != p.MAJOR or minor < p.OLDEST_MINOR:
+        raise CloisterError(
+            f"/dev/fuse: the kernel speaks FUSE {major}.{minor}, "
+            f"at least {p.MAJOR}.{p.OLDEST_MINOR} is needed",
+            hint="use Linux 5.4 or later",
+        )
+    if offered & p.InitFlag.INIT_EXT:
+        offered |= p.INIT_IN_MORE.unpack_from(body, p.INIT_IN.size)[0] << 32
+    agreed = int(wanted & offered)
+    return p.INIT_OUT.pack(
+        p.MAJOR,
+        min(minor, p.MINOR),
+        min(readahead, p.READAHEAD) or readahead,
+        agreed & 0xFFFFFFFF,
+        64,
+        48,
+        p.MAX_WRITE,
+        1,
+        p.MAX_WRITE // 4096,
+        0,
+        agreed >> 32,
+        1 if agreed & p.InitFlag.PASSTHROUGH else 0,
+        0,
+    )
 
 
 def change(body: memoryview) -> Change:
@@ -90,9 +128,18 @@ def attr_out(node: int, attributes: Attributes, seconds: float) -> bytes:
     return p.ATTR_OUT.pack(int(seconds), int(seconds % 1 * 1e9), 0) + _attr(node, attributes)
 
 
-def open_out(opened: Opened) -> bytes:
-    """Return the answer to OPEN and OPENDIR."""
-    return p.OPEN_OUT.pack(opened.handle, opened.flags, 0)
+def open_out(opened: Opened, behind: int | None = None) -> bytes:
+    """Return the answer to OPEN and OPENDIR.
+
+    Args:
+        opened: the open file.
+        behind: number of the file behind it, if the kernel knows one.
+    """
+    if behind is None:
+        return p.OPEN_OUT.pack(opened.handle, opened.flags, 0)
+    # Of caching the kernel wants to hear nothing then, and refuses the open.
+    flags = opened.flags & ~p.OpenFlag.KEEP_CACHE | p.OpenFlag.PASSTHROUGH
+    return p.OPEN_OUT.pack(opened.handle, flags, behind)
 
 
 def dirent(name: bytes, node: int, mode: int, next_offset: int) -> bytes:

@@ -15,6 +15,12 @@ MINOR = 40
 OLDEST_MINOR = 31
 """Linux 5.4; older kernels lay out some messages differently and are refused."""
 
+MAX_WRITE = 1 << 20
+"""Largest WRITE and READ in bytes that we take; the kernel's own limit is 256 pages."""
+
+READAHEAD = 1 << 20
+"""What we allow; the kernel stays at 128 KiB unless the mount's bdi is raised."""
+
 ROOT_NODE = 1
 
 
@@ -74,6 +80,8 @@ class InitFlag(IntFlag):
     ABORT_ERROR = 1 << 21
     MAX_PAGES = 1 << 22
     CACHE_SYMLINKS = 1 << 23
+    INIT_EXT = 1 << 30
+    PASSTHROUGH = 1 << 37
 
 
 class OpenFlag(IntFlag):
@@ -85,6 +93,7 @@ class OpenFlag(IntFlag):
     NONSEEKABLE = 1 << 2
     CACHE_DIR = 1 << 3
     NOFLUSH = 1 << 5
+    PASSTHROUGH = 1 << 7
 
 
 class SetAttr(IntFlag):
@@ -101,6 +110,9 @@ class SetAttr(IntFlag):
     MTIME_NOW = 1 << 8
 
 
+BACKING_OPEN = 0x4010E501
+"""ioctl(2) of ``/dev/fuse``: announces a file behind another one, returns its number."""
+
 GETATTR_HAS_HANDLE = 1
 WRITE_CACHE = 1
 
@@ -108,7 +120,8 @@ WRITE_CACHE = 1
 IN_HEADER = Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid total_extlen padding
 OUT_HEADER = Struct("=IiQ")  # len error unique
 
-INIT_IN = Struct("=IIII")  # major minor max_readahead flags (flags2 and unused follow)
+INIT_IN = Struct("=IIII")  # major minor max_readahead flags
+INIT_IN_MORE = Struct("=I")  # flags2 (unused follows), if the flags have INIT_EXT
 INIT_OUT = Struct("=IIIIHHIIHHIIH22x")
 # major minor max_readahead flags max_background congestion_threshold max_write time_gran
 # max_pages map_alignment flags2 max_stack_depth request_timeout
@@ -119,6 +132,7 @@ ATTR = Struct("=QQQQQQIIIIIIIIII")
 ENTRY_OUT = Struct("=QQQQII")  # nodeid generation entry_valid attr_valid entry_nsec attr_nsec
 ATTR_OUT = Struct("=QII")  # attr_valid attr_valid_nsec dummy
 OPEN_OUT = Struct("=QII")  # fh open_flags backing_id
+BACKING_MAP = Struct("=iIQ")  # fd flags padding: argument of BACKING_OPEN
 WRITE_OUT = Struct("=II")  # size padding
 STATFS_OUT = Struct("=QQQQQIIII24x")  # blocks bfree bavail files ffree bsize namelen frsize padding
 XATTR_OUT = Struct("=II")  # size padding

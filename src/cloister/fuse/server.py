@@ -13,16 +13,10 @@ import select
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cloister.errors import CloisterError
 from cloister.fuse import messages
 from cloister.fuse import protocol as p
 from cloister.fuse.filesystem import Caller, Filesystem
-
-MAX_WRITE = 1 << 20
-"""Largest WRITE and READ in bytes; the kernel's own limit is 256 pages."""
-
-READAHEAD = 1 << 20
-"""What we allow; the kernel stays at 128 KiB unless the mount's bdi is raised."""
+from cloister.fuse.passthrough import Behind
 
 _WANTED = (
     p.InitFlag.ASYNC_READ
@@ -35,6 +29,8 @@ _WANTED = (
     | p.InitFlag.MAX_PAGES
     | p.InitFlag.CACHE_SYMLINKS
 )
+
+_PASSTHROUGH = p.InitFlag.INIT_EXT | p.InitFlag.PASSTHROUGH
 
 Answer = bytes | memoryview | list[bytes]
 
@@ -68,6 +64,7 @@ class Server:
         on_crash: told of an exception that is not an :class:`OSError`; the program sees ``EIO``
             and serving goes on, because one bad request must not take all files away.
         on_request: called for each request, before it is answered.
+        passes_through: some files may have others behind them.
     """
 
     def __init__(
@@ -76,12 +73,16 @@ class Server:
         filesystem: Filesystem,
         on_crash: Callable[[str, Exception], None],
         on_request: Callable[[], None] = lambda: None,
+        *,
+        passes_through: bool = False,
     ) -> None:
         self._descriptor = descriptor
         self._filesystem = filesystem
         self._on_crash = on_crash
         self._on_request = on_request
-        self._buffer = bytearray(MAX_WRITE + 4096)
+        self._behind = Behind(descriptor) if passes_through else None
+        self._wanted = _WANTED | _PASSTHROUGH if passes_through else _WANTED
+        self._buffer = bytearray(p.MAX_WRITE + 4096)
         self._view = memoryview(self._buffer)
         self._room = [self._buffer]
         self._answers: dict[int, Callable[[_Request], Answer]] = {
@@ -177,7 +178,7 @@ class Server:
             return True
         request = _Request(unique, node, uid, gid, pid, self._view[p.IN_HEADER.size : length])
         if opcode == _INIT:
-            self._send(unique, 0, self._init(request))
+            self._send(unique, 0, messages.init_out(request.body, self._wanted))
         elif opcode not in _UNANSWERED:
             self._send(unique, *self._answer(opcode, request))
         elif opcode != _INTERRUPT:
@@ -204,30 +205,6 @@ class Server:
             # ENOENT: the caller was killed meanwhile. Of an unmount the next read tells.
             if problem.errno != errno.ENOENT and problem.errno not in _GONE:
                 raise
-
-    def _init(self, request: _Request) -> bytes:
-        major, minor, readahead, flags = p.INIT_IN.unpack_from(request.body)
-        if major != p.MAJOR or minor < p.OLDEST_MINOR:
-            raise CloisterError(
-                f"/dev/fuse: the kernel speaks FUSE {major}.{minor}, "
-                f"at least {p.MAJOR}.{p.OLDEST_MINOR} is needed",
-                hint="use Linux 5.4 or later",
-            )
-        return p.INIT_OUT.pack(
-            p.MAJOR,
-            min(minor, p.MINOR),
-            min(readahead, READAHEAD) or readahead,
-            int(_WANTED & flags),
-            64,
-            48,
-            MAX_WRITE,
-            1,
-            MAX_WRITE // 4096,
-            0,
-            0,
-            0,
-            0,
-        )
 
     def _forget(self, r: _Request) -> bytes:
         self._filesystem.forget(r.node, p.FORGET_IN.unpack_from(r.body)[0])
@@ -293,7 +270,10 @@ class Server:
 
     def _open(self, r: _Request) -> bytes:
         flags, _ = p.OPEN_IN.unpack_from(r.body)
-        return messages.open_out(self._filesystem.open(r.node, flags, r.caller()))
+        opened = self._filesystem.open(r.node, flags, r.caller())
+        if opened.behind is None or self._behind is None:
+            return messages.open_out(opened)
+        return messages.open_out(opened, self._behind.number(opened.behind))
 
     def _create(self, r: _Request) -> list[bytes]:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(r.body)

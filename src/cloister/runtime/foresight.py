@@ -43,6 +43,7 @@ _MOST_NAMES = 25_000
 _MOST_RECORDS = 32
 _OUTDATED = 0.1  # share of bytes that were not foreseen
 _PIECE = 1 << 20
+_LARGE = 2 << 20  # one huge page
 _SMALL_GAP = 1 << 16  # bytes that cost less than a request: as much is verified at once anyway
 _LABEL = b"cloister: uses of a run\0"
 
@@ -54,23 +55,29 @@ class Record:
         directory: where records are kept.
         key: a secret that only this enclave has, 16 bytes.
         arguments: of the program.
+
+    Attributes:
+        foreseen: what the program uses.
+        reread: the files of it that it reads from start to end more than once.
     """
 
     def __init__(self, directory: Path, key: bytes, arguments: Sequence[str]) -> None:
         self._key = hmac.digest(key, _LABEL, "sha256")
         subject = json.dumps(list(arguments)).encode()
         self._path = directory / hmac.new(self._key, subject, hashlib.sha256).hexdigest()[:32]
-        self.foreseen = self._load()
+        self.foreseen: Steps = {}
+        self.reread: list[str] = []
+        self._load()
 
-    def _load(self) -> Steps:
-        """Return what is remembered; what is not this enclave's own is nothing."""
+    def _load(self) -> None:
+        """Take what is remembered; what is not this enclave's own is nothing."""
         try:
             mac, _, text = self._path.read_bytes().partition(b"\n")
         except OSError:
-            return {}
-        if not hmac.compare_digest(mac, self._mac(text)):
-            return {}
-        return {path: [(first, end) for first, end in spans] for path, spans in json.loads(text)}
+            return
+        if hmac.compare_digest(mac, self._mac(text)):
+            steps, self.reread = json.loads(text)
+            self.foreseen = {path: [(first, end) for first, end in spans] for path, spans in steps}
 
     def _mac(self, text: bytes) -> bytes:
         return hmac.new(self._key, text, hashlib.sha256).hexdigest().encode()
@@ -80,15 +87,15 @@ class Record:
         with contextlib.suppress(OSError):
             if not self.foreseen:
                 if _FEWEST_BYTES <= trail.bytes <= MOST_BYTES and not trail.is_cut:
-                    self._keep(trail.steps)
+                    self._keep(trail.steps, trail.reread())
             elif trail.unforeseen(self.foreseen) > _OUTDATED * trail.bytes:
                 self._path.unlink()
 
-    def _keep(self, steps: Steps) -> None:
+    def _keep(self, steps: Steps, reread: list[str]) -> None:
         merged = [(path, _merged(spans, _SMALL_GAP)) for path, spans in steps.items()]
         if sum(end - first for _, spans in merged for first, end in spans) > MOST_BYTES:
             merged = [(path, _merged(spans)) for path, spans in steps.items()]
-        text = json.dumps(merged, separators=(",", ":")).encode()
+        text = json.dumps([merged, reread], separators=(",", ":")).encode()
         directory = self._path.parent
         make_private_directory(directory)
         write_atomically(self._path, self._mac(text) + b"\n" + text, mode=0o600)
@@ -114,6 +121,7 @@ class Trail:
         self.steps: Steps = {}
         self.bytes = 0
         self._of_node: dict[int, Spans] = {}
+        self._times_opened: dict[int, int] = {}
         self._ranges = 0
         self._left_out = 0
 
@@ -143,6 +151,20 @@ class Trail:
         spans.append((offset, offset + size))
         self._ranges += 1
 
+    def opened(self, node: int) -> None:
+        """Take one opening of a file."""
+        self._times_opened[node] = self._times_opened.get(node, 0) + 1
+
+    def reread(self) -> list[str]:
+        """Return the larger files that were read from start to end and opened again."""
+        often = (node for node, times in self._times_opened.items() if times > 1)
+        whole = {id(self._of_node[node]) for node in often if node in self._of_node}
+        return [
+            path
+            for path, spans in self.steps.items()
+            if id(spans) in whole and len(spans) == 1 and _is_a_large_start(*spans[0])
+        ]
+
     def move(self, seen: Callable[[str], str | None]) -> None:
         """Tell every path as the program sees it; forget what it does not see."""
         moved = [(seen(path), spans) for path, spans in self.steps.items()]
@@ -156,6 +178,10 @@ class Trail:
     def unforeseen(self, foreseen: Steps) -> int:
         """Return how many bytes were read that are not in ``foreseen``."""
         return sum(_outside(spans, foreseen.get(path, [])) for path, spans in self.steps.items())
+
+
+def _is_a_large_start(first: int, end: int) -> bool:
+    return first == 0 and end >= _LARGE
 
 
 def _merged(spans: Spans, gap: int = 0) -> Spans:

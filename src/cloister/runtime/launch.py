@@ -37,6 +37,7 @@ from cloister.runtime.processors import Processors
 from cloister.runtime.program import Program
 from cloister.runtime.sandbox import Sandbox, harden_this_process
 from cloister.runtime.scene import Scene
+from cloister.runtime.shelf import Shelf, shelf_for
 from cloister.runtime.tree import read_node
 from cloister.runtime.view import View
 from cloister.signals import forwarded_signals
@@ -126,8 +127,13 @@ class _Run:
         record = None if enclave is None else _record(enclave, argv)
         trail = None if record is None else Trail(names=not record.foreseen)
         stage = self._stage({} if record is None else record.foreseen, processors)
+        shelf = None if record is None else self._shelf(record)
         server = Server(
-            sandbox.fuse, self._view(trail), self._crashed, on_request=processors.request
+            sandbox.fuse,
+            self._view(trail, shelf),
+            self._crashed,
+            on_request=processors.request,
+            passes_through=shelf is not None,
         )
         # What is loaded by now stays to the end; the collector need not look at it again.
         gc.freeze()
@@ -184,11 +190,15 @@ class _Run:
             directory=self._manifest.fs.start_dir,
         )
 
-    def _view(self, trail: Trail | None) -> View:
+    def _shelf(self, record: Record) -> Shelf | None:
+        """Return where files are kept; nowhere if it is to be recorded what was read of them."""
+        return None if self._journal.recorder is not None else shelf_for(record.reread)
+
+    def _view(self, trail: Trail | None, shelf: Shelf | None) -> View:
         """Return what serves the tree; it counts only where the run is recorded."""
         recorder = self._journal.recorder
         if recorder is None:
-            return View(self._tree.root, trail)
+            return View(self._tree.root, trail, shelf)
         return recorder.view(self._tree.root, trail, self._quote)
 
     def _ask_for_secrets(self, enclave: HeldEnclave) -> bool:

@@ -46,8 +46,16 @@ _LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET = 1
 _SYS_CAPSET = 126
 _SYS_PIVOT_ROOT = 155
 _SYS_SECCOMP = 317
+_SYS_FSOPEN = 430
+_SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
 _SYS_LANDLOCK_CREATE_RULESET = 444
 _SYS_LANDLOCK_RESTRICT_SELF = 446
+_CLOSE_AT_EXEC = 1  # FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
+_MOUNT_ATTR_NOSUID_NODEV_NOEXEC = 0b1110
+_ALL_USERS = ["0", "0", str((1 << 32) - 1)]  # what the machine's own user namespace maps
 _CAPABILITY_VERSION_3 = 0x20080522
 _LAST_POSSIBLE_CAPABILITY = 63
 
@@ -58,6 +66,11 @@ def _check(result: int, what: str) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), what)
+
+
+def _descriptor(result: int, what: str) -> int:
+    _check(min(result, 0), what)
+    return result
 
 
 def unshare(flags: int) -> None:
@@ -77,6 +90,37 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str = ""
         ),
         target,
     )
+
+
+def nameless_tmpfs(key: str, value: str) -> int:
+    """Mount a tmpfs nowhere; return a descriptor of its root, with which it ends. fsopen(2).
+
+    Args:
+        key, value: an option, as in ``huge=always``.
+    """
+    context = _descriptor(_libc.syscall(_SYS_FSOPEN, b"tmpfs", _CLOSE_AT_EXEC), "fsopen")
+    try:
+        option = (_FSCONFIG_SET_STRING, key.encode(), value.encode(), 0)
+        _check(_libc.syscall(_SYS_FSCONFIG, context, *option), key)
+        _check(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), "tmpfs")
+        attributes = _MOUNT_ATTR_NOSUID_NODEV_NOEXEC
+        mounted = _libc.syscall(_SYS_FSMOUNT, context, _CLOSE_AT_EXEC, attributes)
+        return _descriptor(mounted, "fsmount")
+    finally:
+        os.close(context)
+
+
+def is_root_of_the_machine() -> bool:
+    """Tell whether this process is root in the first user namespace, not in a container's own."""
+    with open("/proc/self/uid_map", encoding="ascii") as mapped:
+        return os.geteuid() == 0 and mapped.read().split() == _ALL_USERS
+
+
+def free_memory() -> int:
+    """Return how many bytes programs could still take (``MemAvailable``)."""
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        fields = dict(line.split(":") for line in lines)
+    return int(fields["MemAvailable"].split()[0]) << 10
 
 
 def unmount_lazily(target: str) -> None:

@@ -38,10 +38,12 @@ class Handle:
     """An open file. This one can do nothing; kinds of files override what they offer.
 
     ``flags`` tell the kernel how to cache it. A handle that has nothing to report when it is closed
-    says NOFLUSH, which saves a request for every open file.
+    says NOFLUSH, which saves a request for every open file. ``behind`` is a descriptor of a copy
+    from which the kernel may read.
     """
 
     flags = OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH
+    behind: int | None = None
 
     def read(self, offset: int, size: int) -> bytes | memoryview:
         """Return at most ``size`` bytes from ``offset``, fewer only at the end.

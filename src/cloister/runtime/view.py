@@ -29,6 +29,7 @@ from cloister.runtime.directory import HostDirectory, relocate
 from cloister.runtime.foresight import Trail
 from cloister.runtime.nodes import FOREVER, Directory, Handle, Node, refuse
 from cloister.runtime.scene import HOST_SECONDS
+from cloister.runtime.shelf import Shelf
 
 _UNKNOWN_NUMBER = 0xFFFFFFFF
 """Inode number of names that the kernel lists before it looked them up."""
@@ -76,10 +77,14 @@ class View(Filesystem):
     Args:
         root: the node of ``/``.
         trail: is told of what is worth fetching ahead in the next run.
+        shelf: where files may be kept that are opened often.
     """
 
-    def __init__(self, root: Directory, trail: Trail | None = None) -> None:
+    def __init__(
+        self, root: Directory, trail: Trail | None = None, shelf: Shelf | None = None
+    ) -> None:
         self._trail = trail
+        self._shelf = shelf
         self._names = trail if trail is not None and trail.names else None
         self._numbers = itertools.count(ROOT_NODE + 1)
         self._known: dict[int, _Known] = {ROOT_NODE: _Known(ROOT_NODE, root)}
@@ -285,12 +290,18 @@ class View(Filesystem):
 
     def open(self, node: int, flags: int, caller: Caller) -> Opened:
         """See :class:`Filesystem`."""
-        return self._opened(self._known[node].node.open(flags, caller))
+        known = self._known[node]
+        if self._shelf is not None:
+            self._shelf.offer(known.node, known.path)
+        handle = known.node.open(flags, caller)
+        if self._names is not None:
+            self._names.opened(node)
+        return self._opened(handle)
 
     def _opened(self, handle: Handle) -> Opened:
         number = next(self._handle_numbers)
         self._handles[number] = handle
-        return Opened(number, handle.flags)
+        return Opened(number, handle.flags, handle.behind)
 
     def read(self, node: int, handle: int, offset: int, size: int) -> bytes | memoryview:
         """See :class:`Filesystem`."""
