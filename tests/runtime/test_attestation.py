@@ -73,6 +73,38 @@ def test_every_sentence(app: App) -> None:
     }
 
 
+COPIES = """\
+import json, os, shutil, sys
+got = []
+for word in (b"one", b"two"):
+    with open("/dev/attestation/user_report_data", "wb") as file:
+        file.write(word)
+    shutil.copyfile("/dev/attestation/quote", "/spare/copy")  # by sendfile
+    with open("/dev/attestation/quote", "rb") as file, open("/spare/copy", "rb") as copy:
+        quote, copied = file.read(), copy.read()
+    got.append((len(copied) == len(quote) > 1000, word in copied))
+shutil.copyfile("/proc/sys/kernel/pid_max", "/spare/copy")
+got.append(int(open("/spare/copy").read()) > 0)
+got.append(os.stat("/dev/attestation/quote").st_size)
+print(json.dumps(got))
+"""
+
+
+def test_copies_that_the_kernel_makes_are_whole(app: App) -> None:
+    app.settings |= {
+        "sgx.remote_attestation": '"dcap"',
+        "fs.insecure__keys.default": '"00112233445566778899aabbccddeeff"',
+    }
+    for name in ("spare", "code"):
+        (app.directory / name).mkdir()
+    (app.directory / "code" / "copies.py").write_text(COPIES)
+    app.mount("/spare", "file:spare", "encrypted")
+    app.mount("/code", "file:code")
+    app.trusted.append("file:code/copies.py")
+    got = json.loads(app.enclave_python("/code/copies.py").stdout)
+    assert got == [[True, True], [True, True], True, 0]
+
+
 def test_a_hundred_thousand_opens_leave_nothing(
     simulated: SimulatedPlatform, start_enclave: Callable[..., SimulatedEnclave]
 ) -> None:

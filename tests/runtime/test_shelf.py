@@ -31,11 +31,6 @@ only_root = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def reader(app: App) -> App:
     """An enclave with a large trusted file that was read twice in an earlier run."""

@@ -17,14 +17,22 @@ Writer = Callable[[Caller, bytes], None]
 class PseudoFile(Node):
     """A file whose content is made when it is opened."""
 
+    attribute_seconds = 0.0
+
     def __init__(self, read: Reader, write: Writer | None = None) -> None:
         self._read = read
         self._write = write
+        self._handles: list[_PseudoHandle] = []
 
     def attributes(self) -> Attributes:
-        """Return size 0 and the mode: readers read to the end, whatever ``stat`` says."""
+        """Return the mode and size 0, or that of the content that was made last and is open.
+
+        Readers read to the end, whatever ``stat`` says. But what copies a file without looking at
+        it (sendfile(2), splice(2)) takes no more than an open file's size.
+        """
         mode = 0o444 if self._write is None else 0o666
-        return Attributes(mode=stat.S_IFREG | mode)
+        size = self._handles[-1].size if self._handles else 0
+        return Attributes(mode=stat.S_IFREG | mode, size=size)
 
     def change(self, change: Change, handle: Handle | None) -> None:
         """Accept truncation, which every shell redirection asks for, and nothing else."""
@@ -33,7 +41,13 @@ class PseudoFile(Node):
 
     def open(self, flags: int, caller: Caller) -> Handle:
         """Make the content now."""
-        return _PseudoHandle(self, self._read(caller), self._write, caller)
+        handle = _PseudoHandle(self, self._read(caller), self._write, caller)
+        self._handles.append(handle)
+        return handle
+
+    def dropped(self, handle: _PseudoHandle) -> None:
+        """Forget a handle that was released."""
+        self._handles.remove(handle)
 
 
 class _PseudoHandle(Handle):
@@ -46,6 +60,10 @@ class _PseudoHandle(Handle):
         self._content = content
         self._write = write
         self._caller = caller
+
+    @property
+    def size(self) -> int:
+        return len(self._content)
 
     def read(self, offset: int, size: int) -> bytes:
         return self._content[offset : offset + size]
@@ -60,6 +78,9 @@ class _PseudoHandle(Handle):
 
     def attributes(self) -> Attributes:
         return self._node.attributes()
+
+    def release(self) -> None:
+        self._node.dropped(self)
 
 
 class AbsentFile(Node):
