@@ -309,6 +309,7 @@ def _has_option(mounts: str, place: str, option: str) -> bool:
 
 def _tdx(machine: Machine) -> Finding:
     from cloister.platforms.tdx.presence import GUEST_DEVICE, REGISTER_FILE, REPORTS
+    from cloister.platforms.tdx.register import DeviceRegister
 
     if not any(machine.path(name).exists() for name in (GUEST_DEVICE, REGISTER_FILE)):
         return Finding("TDX", State.MISSING, "this is no TDX virtual machine", needed=False)
@@ -324,6 +325,11 @@ def _tdx(machine: Machine) -> Finding:
             "TDX", State.MISSING, "this is a TDX virtual machine; only root gets its quotes",
             "run as root", needed=False,
         )  # fmt: skip
+    if not machine.path(REGISTER_FILE).exists():
+        try:
+            DeviceRegister(machine.path(GUEST_DEVICE)).require()
+        except CloisterError as error:
+            return Finding("TDX", State.MISSING, error.message, error.hint, needed=False)
     return Finding("TDX", State.OK, "this is a TDX virtual machine", needed=False)
 
 

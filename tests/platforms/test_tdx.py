@@ -105,7 +105,7 @@ def test_a_program_is_measured_before_its_quote(machine: Machine) -> None:
     expected = extended(digest_of(signed(b"manifest")))
     assert answer["register"] == expected.hex()
     assert replay(decode_log(bytes.fromhex(answer["event_log"]))) == expected
-    assert answer["requests_left"] == 0
+    assert answer["requests_left"] == []
 
 
 def test_each_program_is_measured_once(machine: Machine) -> None:
@@ -166,12 +166,58 @@ def test_there_are_no_sealing_keys(machine: Machine) -> None:
         ("provider", "reports of sev_guest, expected tdx_guest"),
         ("sgx", "one of SGX, expected TDX"),
         ("stuck", "somebody else has extended it"),
+        ("refuses", "Input/output error; RTMR 3 cannot be read or extended"),
+        ("long", "more than 131072 bytes"),
     ],
 )
 def test_faults_of_the_kernel(machine: Machine, fault: str, words: str) -> None:
     name, message, _ = machine(fault=fault)["error"]
     assert name == "PlatformError"
     assert words in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"fault": "silent"}, "Input/output error"),
+        ({"fault": "empty"}, "empty"),
+        ({"busy": 10_000}, "Device or resource busy"),
+    ],
+)
+def test_a_host_that_gives_no_quote_is_named(
+    machine: Machine, arguments: dict[str, Any], reason: str
+) -> None:
+    answer = machine(**arguments)
+    name, message, hint = answer["error"]
+    assert name == "PlatformError"
+    assert f"outblob: {reason}; expected a quote from the host" in message
+    assert "quoting service (QGS)" in hint
+    assert answer["requests_left"] == []
+
+
+def test_an_answer_that_the_host_owes_to_others_is_waited_for(machine: Machine) -> None:
+    """Whoever was interrupted while the host made a quote leaves the driver busy."""
+    answer = machine(busy=20)
+    assert "error" not in answer
+    assert 3 < answer["slept"] < 5
+    assert machine(busy=10_000)["slept"] == pytest.approx(30, abs=1)
+
+
+def test_a_quote_in_a_large_buffer_is_accepted(machine: Machine, world: World) -> None:
+    answer = machine(fault="padded")
+    assert judge(world, answer, policy(world, mrenclave("manifest"))).accepted
+
+
+def test_requests_of_killed_processes_are_removed(machine: Machine) -> None:
+    left = {"cloister-1-old": 3600, "cloister-1-new": 5, "somebody-else": 3600}
+    assert machine(left=left)["requests_left"] == ["cloister-1-new", "somebody-else"]
+
+
+def test_a_refused_start_leaves_the_others_their_quotes(machine: Machine) -> None:
+    answer = machine("manifest", later_fault="refuses")
+    assert answer["later_error"][0] == "PlatformError"
+    assert "error" not in answer
+    assert answer["register"] == extended(digest_of(signed(b"manifest"))).hex()
 
 
 def test_a_machine_without_reports_says_so(tmp_path: Path) -> None:
@@ -188,7 +234,8 @@ def test_a_device_that_is_not_there_says_so(tmp_path: Path) -> None:
 def test_command_numbers_are_those_of_the_kernel() -> None:
     """_IOC(direction, 'T', number, size) of include/uapi/asm-generic/ioctl.h."""
     assert (3 << 30 | (64 + 1024) << 16 | ord("T") << 8 | 1) == GET_REPORT0
-    assert (2 << 30 | (48 + 1) << 16 | ord("T") << 8 | 3) == EXTEND_RTMR
+    extend = [way << 30 | (48 + 1) << 16 | ord("T") << 8 | 3 for way in (2, 1)]
+    assert extend == list(EXTEND_RTMR)
 
 
 # The owner's verdict

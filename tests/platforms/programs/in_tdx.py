@@ -2,8 +2,10 @@
 
 Arguments, as one JSON object: directory, fault, manifests (texts, started in order), report_data
 (hex), extend (whether other software extends the register first), fields (of SIGSTRUCT), changed
-(appended to the manifest after signing), certificate (whether to make one), and seal (whether to
-ask for a sealing key). Prints one JSON object.
+(appended to the manifest after signing), certificate (whether to make one), seal (whether to ask
+for a sealing key), busy (how often the driver says that it is), left (names of requests that others
+left, with their age in seconds), and later_fault (what goes wrong after the first start). Prints
+one JSON object.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import datetime
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +35,11 @@ directory = Path(arguments["directory"])
 place = directory / "kernel"
 place.mkdir(exist_ok=True)
 now = datetime.datetime.fromisoformat(arguments["now"])
-kernel = TdxKernel(World(directory / "device", now), arguments.get("fault", ""))
+kernel = TdxKernel(
+    World(directory / "device", now), arguments.get("fault", ""), arguments.get("busy", 0)
+)
 answer: dict[str, Any] = {}
+slept: list[float] = []
 
 
 def start(platform: TdxPlatform, manifest: str) -> TdxEnclave:
@@ -51,9 +57,17 @@ def main() -> None:
     register = FileRegister(place / "rtmr3:sha384")
     if arguments.get("extend"):
         register.extend(bytes(48))
+    for name, age in arguments.get("left", {}).items():
+        kernel.add(name.encode(), time.time() - age)
     programs = Programs(register, directory / "run")
-    platform = TdxPlatform(Reports(place / "report"), programs)
+    platform = TdxPlatform(Reports(place / "report", slept.append), programs)
     enclave = [start(platform, manifest) for manifest in arguments["manifests"]][-1]
+    if "later_fault" in arguments:
+        kernel.fault = arguments["later_fault"]
+        try:
+            start(platform, "another")
+        except CloisterError as error:
+            answer["later_error"] = [type(error).__name__, error.message, error.hint]
     answer["mrenclave"] = enclave.mrenclave.hex()
     if arguments.get("seal"):
         enclave.sealing_key(SealingPolicy.MRENCLAVE)
@@ -63,12 +77,13 @@ def main() -> None:
         answer["certificate"] = identity.der.hex()
     else:
         answer["quote"] = enclave.quote(bytes.fromhex(arguments["report_data"])).hex()
-    answer["requests_left"] = len(kernel.requests)
 
 
 try:
     main()
 except CloisterError as error:
     answer["error"] = [type(error).__name__, error.message, error.hint]
+answer["slept"] = sum(slept)
+answer["requests_left"] = [name.decode() for name in kernel.names]
 answer["register"] = kernel.register.hex()
 print(json.dumps(answer))

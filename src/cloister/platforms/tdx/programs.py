@@ -57,10 +57,19 @@ class Programs:
                     f"this virtual machine has run {MAX_PROGRAMS} programs, which is the most",
                     hint=_REBOOT,
                 )
+            self._register.require()
             after = (*events, event)
-            write_atomically(self._path, encode_log(after), mode=0o600)
-            self._register.extend(event.digest())
+            self._write(after)
+            try:
+                self._register.extend(event.digest())
+            except PlatformError:
+                if self._register.read() == replay(events):
+                    self._write(events)  # or what runs already would get no quotes either
+                raise
             self._require(after)
+
+    def _write(self, events: tuple[ProgramEvent, ...]) -> None:
+        write_atomically(self._path, encode_log(events), mode=0o600)
 
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[tuple[ProgramEvent, ...]]:

@@ -8,9 +8,12 @@ value is in the local report (``TDX_CMD_GET_REPORT0``, Linux 6.2 and above).
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -22,8 +25,11 @@ NUMBER = 3
 
 GET_REPORT0 = 0xC4405401
 """_IOWR('T', 1, report data of 64 bytes and TDREPORT of 1024)."""
-EXTEND_RTMR = 0x80315403
-"""_IOR('T', 3, a digest of 48 bytes and the register's number as one byte)."""
+EXTEND_RTMR = 0x80315403, 0x40315403
+"""_IOR and _IOW('T', 3, a digest of 48 bytes and the register's number as one byte).
+
+Intel's libraries know drivers that take the one and drivers that take the other.
+"""
 
 _REPORT_REQUEST = struct.Struct("64s1024s")
 _EXTEND_REQUEST = struct.Struct("48sB")
@@ -40,6 +46,14 @@ class Register(Protocol):
 
         Raises:
             PlatformError: the kernel refuses.
+        """
+        ...
+
+    def require(self) -> None:
+        """Make sure that this kernel can extend it, without doing so.
+
+        Raises:
+            PlatformError: it cannot.
         """
         ...
 
@@ -68,6 +82,13 @@ class FileRegister:
             raise PlatformError(f"{self._path}: {len(value)} bytes, expected {REGISTER_SIZE}")
         return value
 
+    def require(self) -> None:
+        """Make sure that this process may extend it."""
+        try:
+            self._path.open("r+b", buffering=0).close()
+        except OSError as error:
+            raise _refused(self._path, error) from error
+
     def extend(self, digest: bytes) -> None:
         """Extend it by a SHA-384 digest, 48 bytes."""
         try:
@@ -91,19 +112,47 @@ class DeviceRegister:
         self._command(GET_REPORT0, request)
         return bytes(request[_RTMR3_OFFSET : _RTMR3_OFFSET + REGISTER_SIZE])
 
+    def require(self) -> None:
+        """Make sure that the driver has a command for it."""
+        self._extending()
+
     def extend(self, digest: bytes) -> None:
         """Extend it by a SHA-384 digest, 48 bytes."""
-        self._command(EXTEND_RTMR, bytearray(_EXTEND_REQUEST.pack(digest, NUMBER)))
+        self._command(self._extending(), bytearray(_EXTEND_REQUEST.pack(digest, NUMBER)))
+
+    def _extending(self) -> int:
+        """Return the command that this driver takes.
+
+        Given no request it fails with EFAULT; of a command that it lacks it says ENOTTY.
+        """
+        refused: OSError | None = None
+        with self._open() as device:
+            for number in EXTEND_RTMR:
+                try:
+                    fcntl.ioctl(device, number, 0)
+                except OSError as error:
+                    if error.errno == errno.EFAULT:
+                        return number
+                    refused = error
+        raise _refused(self._path, refused or OSError(errno.EINVAL, "took an empty request"))
 
     def _command(self, number: int, request: bytearray) -> None:
-        try:
-            device = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        with self._open() as device:
             try:
                 fcntl.ioctl(device, number, request)
-            finally:
-                os.close(device)
+            except OSError as error:
+                raise _refused(self._path, error) from error
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[int]:
+        try:
+            device = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise _refused(self._path, error) from error
+        try:
+            yield device
+        finally:
+            os.close(device)
 
 
 def _refused(path: Path, error: OSError) -> PlatformError:
