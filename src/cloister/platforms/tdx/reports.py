@@ -25,6 +25,7 @@ _MAX_BLOB = 131_072  # bytes: the driver's buffer for a quote
 _MAX_TEXT = 4096
 _PREFIX = "cloister-"
 
+_HOST_FAILED = (errno.EBUSY, errno.EIO, errno.ETIMEDOUT)
 BUSY_SECONDS = 30.0
 """How long to wait for the host's answer to somebody who did not: the driver's own patience."""
 _PAUSE = 0.2
@@ -82,8 +83,11 @@ class Reports:
             try:
                 answer = _contents(outblob, _MAX_BLOB)
             except OSError as error:
+                what = f"{outblob}: {error.strerror}"
+                if error.errno not in _HOST_FAILED:
+                    raise PlatformError(what) from error
                 if error.errno != errno.EBUSY or waited >= BUSY_SECONDS:
-                    raise _unanswered(f"{outblob}: {error.strerror}") from error
+                    raise _unanswered(what) from error
                 self._sleep(_PAUSE)
                 waited += _PAUSE
             else:
