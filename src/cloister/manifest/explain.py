@@ -200,6 +200,8 @@ def _insecure_files(manifest: Manifest) -> Iterator[tuple[KeyPath, str]]:
         at: KeyPath = ("fs", "mounts", number)
         if mount.type == "untrusted_shm":
             yield at, "the host reads and changes what is shared there"
+        elif mount.uri == PSEUDO_TERMINALS:
+            continue  # not the host's
         elif mount.type == "chroot" and _is_below(host, _KERNEL_DIRECTORIES):
             yield at, f"the host's {host} tells the program what the host likes"
 
