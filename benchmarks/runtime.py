@@ -48,6 +48,7 @@ TEMPLATE = """\
 libos.entrypoint = "{{ python.executable }}"
 loader.insecure__use_cmdline_argv = true
 loader.env.PYTHONDONTWRITEBYTECODE = "1"
+cloister.terminals = false
 sgx.enclave_size = "4G"
 sgx.max_threads = 16
 sgx.remote_attestation = "dcap"

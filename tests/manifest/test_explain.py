@@ -103,12 +103,6 @@ def test_every_insecure_line_says_what_a_host_gains(text: str, key: str, gain: s
     assert f"line 2: {key}: " in printed(explained(text))
 
 
-def test_pseudo_terminals_are_not_the_hosts() -> None:
-    explanation = explained("fs.mounts = [{ path = '/dev/ptmx', uri = 'dev:/dev/ptmx' }]")
-    assert not explanation.insecure
-    assert [*explanation.writes] == ["/dev/ptmx: pseudo-terminals of the program's own"]
-
-
 def test_keys_with_servers_of_their_own() -> None:
     key = '{ name = "model", servers = "owner.example:4433", ca = "/certs/ca.crt" }'
     (line,) = explained(f"cloister.keys = [{key}]").reads
@@ -129,6 +123,7 @@ def test_idle_keys_of_both_dialects() -> None:
 # What the runtime, the signer or the platform does something with.
 HONOURED = {
     "cloister.keys",
+    "cloister.terminals",
     "cloister.trusted_index",
     "fs.insecure__keys",
     "fs.mounts",

@@ -114,8 +114,6 @@ def test_same_as_native(
     mounted: App, native: Callable[..., Outcomes], mode: str, program: str
 ) -> None:
     script = SCRIPT.format(program)
-    if program == "processes":
-        mounted.mount("/dev/ptmx", "dev:/dev/ptmx")
     if mode == "direct":
         done = mounted.direct(["/bin/sh", "-c", script], errors="surrogateescape")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import json
@@ -288,71 +289,64 @@ def answer(descriptor, question):
         return "yes"
     except OSError as error:
         return errno.errorcode[error.errno]
-def session():
-    try:
-        return os.isatty(os.open("/dev/tty", os.O_RDWR))
-    except OSError as error:
-        return errno.errorcode[error.errno]
 os.dup2(0, 90)
 places = (0, 1, 2, 90, *(os.open(name, 0) for name in (sys.argv[1], "/", "/dev/null")))
 for question in (termios.TCGETS, termios.TIOCGWINSZ, 0x802C542A):
     print([answer(place, question) for place in places])
-print(session())
 """
 
 
 @pytest.mark.parametrize("standard_input", ["terminal", "nothing"])
-@pytest.mark.parametrize("session", ["with terminal", "without"])
-def test_terminals_are_told_from_files_as_natively(
-    python: App, standard_input: str, session: str
+def test_a_program_without_terminals_knows_its_standard_streams(
+    python: App, standard_input: str
 ) -> None:
+    """As natively, but for copies of a terminal, and the one of the session."""
+    python.settings["cloister.terminals"] = "false"
     program(python, PYTHON, "-c", WHICH_ARE_TERMINALS, PYTHON)
     own, theirs = pty.openpty()
 
-    def answers(command: Sequence[str]) -> str:
-        def take_terminal() -> None:
-            if session == "with terminal":
-                fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
-
-        with subprocess.Popen(
+    def answers(command: Sequence[str]) -> list[str]:
+        done = subprocess.run(
             command,
             cwd=python.directory,
             stdin=theirs if standard_input == "terminal" else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            capture_output=True,
             text=True,
-            start_new_session=True,
-            preexec_fn=take_terminal,  # noqa: PLW1509  (one system call)
-        ) as process:
-            return process.communicate(timeout=60)[0]
+            check=True,
+            timeout=60,
+        )
+        return done.stdout.splitlines()
 
     try:
         natively = answers((PYTHON, "-c", WHICH_ARE_TERMINALS, PYTHON))
-        assert answers(RUN) == natively
+        inside = answers(RUN)
     finally:
         os.close(theirs)
         os.close(own)
-    assert ("yes" in natively) == (standard_input == "terminal")
-    assert ("True" in natively) == (session == "with terminal")
+    assert [line.split(", ")[:3] for line in inside] == [line.split(", ")[:3] for line in natively]
+    assert [line.split(", ")[3] for line in inside] == ["'ENOTTY'"] * 3
+    assert [line.split(", ")[4:] for line in inside] == [line.split(", ")[4:] for line in natively]
 
 
-def test_pseudo_terminals_are_there_if_mounted(python: App) -> None:
+def test_a_program_without_terminals_is_told_why_there_are_none(python: App) -> None:
+    python.settings["cloister.terminals"] = "false"
     code = (
-        "import os; a, b = os.openpty(); print(os.ttyname(b), os.isatty(a), os.listdir('/dev/pts'))"
+        "import os\n"
+        "print(sorted(os.listdir('/dev')))\n"
+        "for name in ('/dev/ptmx', '/dev/tty', '/dev/pts', '/dev/ptmx'):\n"
+        "    print(os.path.exists(name))\n"
+        "os.openpty()\n"
     )
-    program(python, PYTHON, "-c", code)
-    refused = subprocess.run(
-        RUN, cwd=python.directory, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert refused.returncode == 1
-    assert "FileNotFoundError" in refused.stderr
-    mount = '{ path = "/dev/ptmx", uri = "dev:/dev/ptmx" }'
-    assert "/dev/ptmx: pseudo-terminals are not in the manifest" in refused.stderr
-    assert f"hint: fs.mounts = [{mount}]" in refused.stderr
-
-    python.mount("/dev/ptmx", "dev:/dev/ptmx")
     program(python, PYTHON, "-c", code)
     done = subprocess.run(
         RUN, cwd=python.directory, capture_output=True, text=True, check=False, timeout=60
     )
-    assert done.stdout == "/dev/pts/0 True ['0', 'ptmx']\n", done.stderr
+    assert done.returncode == 1
+    listed, *found = done.stdout.splitlines()
+    assert {"null", "urandom", "stdin", "shm"} <= set(ast.literal_eval(listed))
+    assert found == ["False"] * 4
+    assert "FileNotFoundError" in done.stderr
+    for name in ("ptmx", "tty"):
+        line = f"file:/dev/{name}: the manifest has cloister.terminals = false"
+        assert done.stderr.count(line) == 1
+    assert "hint: cloister.terminals = true" in done.stderr

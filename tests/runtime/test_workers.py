@@ -45,7 +45,6 @@ def secret(app: App) -> App:
     """An application that works in an encrypted directory."""
     (app.directory / "files").mkdir()
     app.mount("/files", "file:files", "encrypted")
-    app.mount("/dev/ptmx", "dev:/dev/ptmx")
     app.settings["fs.insecure__keys.default"] = f'"{KEY}"'
     app.settings["fs.start_dir"] = '"/files"'
     app.settings["sgx.max_threads"] = "512"

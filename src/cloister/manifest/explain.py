@@ -10,7 +10,7 @@ from cloister.manifest.effects import without_effect
 from cloister.manifest.locate import KeyPath
 from cloister.manifest.model import Manifest, TrustedFile
 from cloister.manifest.parse import ManifestText, dotted
-from cloister.manifest.uris import FILE, PSEUDO_TERMINALS, normalise
+from cloister.manifest.uris import FILE, normalise
 from cloister.manifest.visibility import inside_paths, is_only_encrypted
 
 _KERNEL_DIRECTORIES = ("/proc", "/sys", "/dev")
@@ -131,8 +131,6 @@ def _writes(manifest: Manifest) -> Iterator[str]:
         elif mount.type == "encrypted":
             key = mount.key_name or "default"
             yield f'{mount.path}: encrypted on the host in {mount.uri} under the key "{key}"'
-        elif mount.uri == PSEUDO_TERMINALS:
-            yield f"{mount.path}: pseudo-terminals of the program's own"
         elif mount.type == "untrusted_shm" or (mount.uri or "").startswith("dev:"):
             yield f"{mount.path}: the host's {mount.uri}, open to the host"
     root = manifest.fs.root
@@ -200,8 +198,6 @@ def _insecure_files(manifest: Manifest) -> Iterator[tuple[KeyPath, str]]:
         at: KeyPath = ("fs", "mounts", number)
         if mount.type == "untrusted_shm":
             yield at, "the host reads and changes what is shared there"
-        elif mount.uri == PSEUDO_TERMINALS:
-            continue  # not the host's
         elif mount.type == "chroot" and _is_below(host, _KERNEL_DIRECTORIES):
             yield at, f"the host's {host} tells the program what the host likes"
 

@@ -411,10 +411,14 @@ class ReleasedKey(Table):
 
 
 class Extensions(Table):
-    """``cloister``: what the other dialects do not have. The signer writes ``trusted_index``."""
+    """``cloister``: what the other dialects do not have. The signer writes ``trusted_index``.
+
+    ``terminals = false``: the program opens no terminals, and none but its standard streams is one.
+    """
 
     trusted_index: IndexReference | None = None
     keys: list[ReleasedKey] = []
+    terminals: bool = True
 
     @model_validator(mode="after")
     def _each_key_once(self) -> Extensions:

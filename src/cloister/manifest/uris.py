@@ -10,8 +10,6 @@ import posixpath
 
 FILE = "file:"
 DEVICE = "dev:"
-PSEUDO_TERMINALS = "dev:/dev/ptmx"
-"""Mounting this gives the program pseudo-terminals of its own, not the host's."""
 
 
 def normalise(path: str) -> str:

@@ -118,7 +118,7 @@ def _run_as_process_one(control: socket.socket, processors: Processors) -> NoRet
         if program == 0:
             with never_returning():
                 ours.close()
-                _become_program(control, theirs, stage)
+                _become_program(control, theirs, stage.limits)
         theirs.close()
         fetcher = _Fetcher(stage, processors)
         control.sendall(READY)
@@ -297,15 +297,14 @@ def _ended() -> Iterator[tuple[int, int]]:
         yield pid, status
 
 
-def _become_program(control: socket.socket, init: socket.socket, stage: Stage) -> NoReturn:
+def _become_program(control: socket.socket, init: socket.socket, limits: Limits) -> NoReturn:
     """Process 2: wait for the plan and, without privileges, become the program.
 
     Args:
         control: the runtime, who has the plan and is told why there is no program.
         init: process 1, who gets the descriptor on which calls wait for its answer.
-        stage: what was told process 1.
+        limits: what the program may have at most.
     """
-    limits = stage.limits
     plan = Plan(**_receive(control))
     try:
         control.sendall(b"!")  # its credentials tell the runtime this process's number
@@ -315,8 +314,7 @@ def _become_program(control: socket.socket, init: socket.socket, stage: Stage) -
         _enter(plan.directory)
         linux.drop_privileges()
         linux.leave_abstract_sockets_of_others()
-        terminals = stage.terminals or _has_terminal()
-        filter_of_calls = filter_program(limits, terminals=terminals)
+        filter_of_calls = filter_program(limits)
         listener = linux.install_filter(filter_of_calls, listener=limits.is_watched)
         socket.send_fds(init, [b"!"], [] if listener is None else [listener])
         impose(limits)
@@ -340,17 +338,6 @@ def _enter(directory: str) -> None:
         os.chdir(directory)
     except OSError as error:
         raise ValueError(f"fs.start_dir = {directory}: {error.strerror}") from error
-
-
-def _has_terminal() -> bool:
-    """Tell whether a standard stream is a terminal, or the session has one."""
-    if any(map(os.isatty, range(_LAST_STANDARD_STREAM + 1))):
-        return True
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC))
-    except OSError as error:
-        return error.errno not in (errno.ENXIO, errno.ENOENT)
-    return True
 
 
 def _keep_only_standard_streams() -> None:

@@ -29,7 +29,7 @@ from cloister.runtime.foresight import Record, Steps, Trail, divided
 from cloister.runtime.journal import Journal, Level
 from cloister.runtime.keyring import DEFAULT_KEY, Keyring
 from cloister.runtime.limits import limits_of
-from cloister.runtime.mounts import build_tree, key_of, may_hold_terminals, uri_node
+from cloister.runtime.mounts import build_tree, key_of, uri_node
 from cloister.runtime.names import DEFAULT_HOST_NAME, host_name
 from cloister.runtime.plan import Plan, Stage
 from cloister.runtime.policy import DirectRules, EnclaveRules, PathSet, Rules, WatchedRules
@@ -169,7 +169,6 @@ class _Run:
             foreseen_later=later,
             limits=limits_of(self._manifest, enclave=self._enclave is not None),
             processor=processors.share() if foreseen else None,
-            terminals=may_hold_terminals(self._tree),
         )
 
     def _encrypted_paths(self) -> list[str]:

@@ -32,6 +32,7 @@ class Limits:
         address_space: of each process; None is unlimited.
         threads: of each process, the first one included; None is unlimited.
         subprocesses: whether the program may start any.
+        terminals: whether the program may have others than its standard streams.
     """
 
     stack: int
@@ -39,6 +40,7 @@ class Limits:
     address_space: int | None = None
     threads: int | None = None
     subprocesses: bool = True
+    terminals: bool = True
 
     @property
     def is_watched(self) -> bool:
@@ -55,6 +57,7 @@ def limits_of(manifest: Manifest, *, enclave: bool) -> Limits:
         address_space=sgx.enclave_size if enclave else None,
         threads=sgx.max_threads if enclave and not sgx.edmm_enable else None,
         subprocesses=not system.disallow_subprocesses,
+        terminals=manifest.cloister.terminals,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cloister.errors import InputError
-from cloister.manifest.uris import DEVICE, FILE, PSEUDO_TERMINALS, normalise
+from cloister.manifest.uris import DEVICE, FILE, normalise
 from cloister.runtime.directory import host_node
 from cloister.runtime.encrypted import EncryptedNode
 from cloister.runtime.interpreter import place_interpreter
@@ -35,7 +35,8 @@ _LINKS_IN_DEV = {
     "fd": "/proc/self/fd",
 }
 
-_PTMX = "/dev/ptmx"
+_TERMINAL = "tty"
+_PSEUDO_TERMINALS = b"ptmx"
 
 
 def build_tree(
@@ -59,7 +60,7 @@ def build_tree(
 
     scene.encrypted = encrypted
     tree = _rooted(manifest.fs.root or _DefaultRoot(), scene, base)
-    _place_pseudo_files(tree, scene, attestation)
+    _place_pseudo_files(tree, scene, attestation, terminals=manifest.cloister.terminals)
     for number, mount in enumerate(manifest.fs.mounts):
         _place_mount(tree, mount, scene, base, f"fs.mounts[{number}]")
     if manifest.sys.enable_extra_runtime_domain_names_conf:
@@ -80,35 +81,6 @@ def _rooted(root: RootMount | _DefaultRoot, scene: Scene, base: Path) -> Tree:
     return Tree(node)
 
 
-class _Devices(SyntheticDirectory):
-    """``/dev``, which says what to do when a pseudo-terminal is looked for in vain."""
-
-    def __init__(self, scene: Scene) -> None:
-        super().__init__()
-        self._scene = scene
-
-    def child(self, name: bytes) -> Node:
-        """Return a mounted node."""
-        if name == b"ptmx":
-            missing = DeniedError(
-                "pseudo-terminals are not in the manifest",
-                f'fs.mounts = [{{ path = "{_PTMX}", uri = "{PSEUDO_TERMINALS}" }}]',
-                errno.ENOENT,
-            )
-            self._scene.report(_PTMX, Intent.READ, missing)
-            raise missing
-        return super().child(name)
-
-
-def may_hold_terminals(tree: Tree) -> bool:
-    """Tell whether a program may open a terminal in the tree, besides its controlling one."""
-    return any(
-        mount.kind == "devpts"
-        or (mount.kind == "bind" and mount.source.removeprefix("/dev/") not in KERNEL_DEVICES)
-        for mount in tree.kernel_mounts
-    )
-
-
 def _place_mount(tree: Tree, mount: Mount, scene: Scene, base: Path, source: str) -> None:
     """Put one of ``fs.mounts`` where it belongs."""
     path = _clean(mount.path)
@@ -120,9 +92,6 @@ def _place_mount(tree: Tree, mount: Mount, scene: Scene, base: Path, source: str
             raise InputError(f"{source}: {found[0]}", hint=found[1])
     if mount.type == "tmpfs":
         tree.mount_by_kernel(KernelMount("tmpfs", path), stat.S_IFDIR, source)
-    elif mount.uri == PSEUDO_TERMINALS:
-        tree.mount_by_kernel(KernelMount("devpts", "/dev/pts"), stat.S_IFDIR, source)
-        tree.place(path, Symlink(b"/dev/pts/ptmx"), source)
     elif mount.type == "untrusted_shm":
         _place_shared_memory(tree, path, _device_path(mount, source), scene, source)
     elif mount.uri is not None and mount.uri.startswith(DEVICE):
@@ -245,19 +214,44 @@ def _node_of(
         ) from error
 
 
-def _place_pseudo_files(tree: Tree, scene: Scene, attestation: Directory) -> None:
+class _WithoutTerminals(SyntheticDirectory):
+    """``/dev`` of a program without terminals; who looks for one is told why there is none."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__()
+        self._scene = scene
+
+    def child(self, name: bytes) -> Node:
+        """Find nothing."""
+        if name in (_TERMINAL.encode(), _PSEUDO_TERMINALS):
+            missing = DeniedError(
+                "the manifest has cloister.terminals = false",
+                "cloister.terminals = true",
+                errno.ENOENT,
+            )
+            self._scene.report(f"/dev/{name.decode()}", Intent.READ, missing)
+            raise missing
+        return super().child(name)
+
+
+def _place_pseudo_files(
+    tree: Tree, scene: Scene, attestation: Directory, *, terminals: bool
+) -> None:
     """Put ``/proc``, ``/dev`` and ``/sys`` over whatever the root holds there."""
     tree.mount_by_kernel(KernelMount("proc", "/proc"), stat.S_IFDIR, "/proc")
     tree.place_hidden(ABSENT_FILE, AbsentFile())
     tree.place_hidden(EMPTY_DIRECTORY, SyntheticDirectory())
     tree.place("/proc/sys", sysctl_directory(), "/proc/sys")
-    dev = _Devices(scene)
+    dev = SyntheticDirectory() if terminals else _WithoutTerminals(scene)
     tree.place("/dev", dev, "/dev")
     for name in KERNEL_DEVICES:
         device = f"/dev/{name}"
-        if Path(device).is_char_device():
+        if Path(device).is_char_device() and (terminals or name != _TERMINAL):
             tree.mount_by_kernel(KernelMount("bind", device, device), stat.S_IFREG | 0o666, device)
     tree.mount_by_kernel(KernelMount("tmpfs", "/dev/shm"), stat.S_IFDIR, "/dev/shm")  # noqa: S108
+    if terminals:
+        tree.mount_by_kernel(KernelMount("devpts", "/dev/pts"), stat.S_IFDIR, "/dev/pts")
+        dev.mounted[_PSEUDO_TERMINALS] = Symlink(b"pts/ptmx")
     for name, target in _LINKS_IN_DEV.items():
         dev.mounted[name.encode()] = Symlink(target.encode())
     dev.mounted[b"attestation"] = attestation

@@ -44,7 +44,6 @@ class Stage:
         foreseen_later: what is fetched when the keys are in place.
         limits: what the program may have at most.
         processor: where what fetches it works; None leaves that to the kernel.
-        terminals: whether the program may open terminals besides those that it is given.
     """
 
     mounts: list[KernelMount]
@@ -53,7 +52,6 @@ class Stage:
     foreseen_later: Steps
     limits: Limits
     processor: int | None
-    terminals: bool
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ there are those that programs talk to each other with (UNIX, IPv4, IPv6) and the
 which the C library lists network interfaces.
 
 Programs ask of every file that they open whether it is a terminal, and in the tree the question
-would go to the runtime and back. Where the program cannot have a terminal, the filter answers it.
+goes to the runtime and back. Where the manifest says that the program has none
+(``cloister.terminals = false``), the filter answers.
 
 Where limits need somebody's word, the calls that may reach one wait for process 1
 (:mod:`cloister.runtime.supervisor`).
@@ -141,14 +142,13 @@ ABSENT: dict[str, int] = {
 _Instruction = tuple[int, int, int, int]
 
 
-def filter_program(limits: Limits, *, terminals: bool) -> bytes:
+def filter_program(limits: Limits) -> bytes:
     """Return the filter as an array of ``struct sock_filter``, 8 bytes each.
 
     Foreign architectures kill the process: their numbers mean other calls.
 
     Args:
         limits: those that are watched make calls wait for process 1.
-        terminals: whether the program may have one, so that the kernel must be asked.
     """
     instructions: list[_Instruction] = [
         (_LOAD, 0, 0, _ARCHITECTURE),
@@ -158,7 +158,7 @@ def filter_program(limits: Limits, *, terminals: bool) -> bytes:
         (_JUMP_AT_LEAST, 0, 1, _X32_CALLS),
         _fail(errno.ENOSYS),
     ]
-    for call, judge in _judgements(limits, terminals=terminals):
+    for call, judge in _judgements(limits):
         instructions += [(_JUMP_EQUAL, 0, len(judge), call), *judge]
     for number in sorted(ABSENT.values()):
         instructions += [(_JUMP_EQUAL, 0, 1, number), _fail(errno.ENOSYS)]
@@ -166,7 +166,7 @@ def filter_program(limits: Limits, *, terminals: bool) -> bytes:
     return b"".join(_FILTER.pack(*instruction) for instruction in instructions)
 
 
-def _judgements(limits: Limits, *, terminals: bool) -> Iterator[tuple[Call, list[_Instruction]]]:
+def _judgements(limits: Limits) -> Iterator[tuple[Call, list[_Instruction]]]:
     """Yield what is done about calls whose arguments count, the most frequent ones first."""
     if limits.address_space is not None:
         large = max(limits.address_space // LARGE_SHARE, 1)
@@ -174,7 +174,7 @@ def _judgements(limits: Limits, *, terminals: bool) -> Iterator[tuple[Call, list
         yield Call.MREMAP, _ask_if_large(2, large)
         yield Call.EXIT_GROUP, [_load(0), (_JUMP_EQUAL, 0, 1, 0), _ALLOWED, _ASKED]
         yield Call.TGKILL, [_load(2), (_JUMP_EQUAL, 0, 1, 6), _ASKED, _ALLOWED]  # SIGABRT
-    yield Call.IOCTL, _judge_ioctl(terminals=terminals)
+    yield Call.IOCTL, _judge_ioctl(limits)
     yield Call.SOCKET, _judge_socket()
     yield Call.CLONE, _judge_clone(limits)
     if not limits.subprocesses:
@@ -238,7 +238,7 @@ def _judge_socket() -> list[_Instruction]:
     return netlink + families
 
 
-def _judge_ioctl(*, terminals: bool) -> list[_Instruction]:
+def _judge_ioctl(limits: Limits) -> list[_Instruction]:
     """Where there are no terminals, questions whether a descriptor is one need no file system.
 
     Standard streams are left to the kernel, where the answer costs nothing, and so are negative
@@ -246,7 +246,7 @@ def _judge_ioctl(*, terminals: bool) -> list[_Instruction]:
     ``EBADF`` is what this costs.
     """
     tricks = _refuse_if_one_of(1, _TERMINAL_TRICKS, errno.EPERM)
-    if terminals:
+    if limits.terminals:
         return tricks
     answer = [
         _load(0),

@@ -10,7 +10,6 @@ from pathlib import Path
 from cloister.manifest.index import TrustedEntry
 from cloister.manifest.model import Manifest
 from cloister.manifest.propose import Observed
-from cloister.manifest.uris import PSEUDO_TERMINALS
 from cloister.runtime.journal import Journal
 from cloister.runtime.launch import run
 from cloister.runtime.policy import DirectRules, Intent
@@ -67,11 +66,7 @@ def native_program(
         {
             "libos": {"entrypoint": command[0]},
             "loader": {"argv": list(command), "env": dict(environment), "uid": uid, "gid": gid},
-            "fs": {
-                "root": {"uri": "file:/"},
-                "mounts": [{"path": "/dev/ptmx", "uri": PSEUDO_TERMINALS}],
-                "start_dir": str(directory),
-            },
+            "fs": {"root": {"uri": "file:/"}, "start_dir": str(directory)},
             "sys": {
                 "stack": {"size": str(_own_limit(resource.RLIMIT_STACK, 8 << 20))},
                 "fds": {"limit": _own_limit(resource.RLIMIT_NOFILE, 65536)},
