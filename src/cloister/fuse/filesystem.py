@@ -44,8 +44,8 @@ class Entry(NamedTuple):
 class Opened(NamedTuple):
     """An open file or directory and how the kernel may cache it.
 
-    ``behind`` is a descriptor of a file that holds the same bytes: the kernel may read them there
-    and ask no more. It stays the file system's, and open until the end.
+    ``behind`` is the number of a file that holds the same bytes, which the kernel reads there
+    (:func:`cloister.fuse.passthrough.announce`).
     """
 
     handle: int

@@ -128,18 +128,13 @@ def attr_out(node: int, attributes: Attributes, seconds: float) -> bytes:
     return p.ATTR_OUT.pack(int(seconds), int(seconds % 1 * 1e9), 0) + _attr(node, attributes)
 
 
-def open_out(opened: Opened, behind: int | None = None) -> bytes:
-    """Return the answer to OPEN and OPENDIR.
-
-    Args:
-        opened: the open file.
-        behind: number of the file behind it, if the kernel knows one.
-    """
-    if behind is None:
+def open_out(opened: Opened) -> bytes:
+    """Return the answer to OPEN and OPENDIR."""
+    if opened.behind is None:
         return p.OPEN_OUT.pack(opened.handle, opened.flags, 0)
     # Of caching the kernel wants to hear nothing then, and refuses the open.
     flags = opened.flags & ~p.OpenFlag.KEEP_CACHE | p.OpenFlag.PASSTHROUGH
-    return p.OPEN_OUT.pack(opened.handle, flags, behind)
+    return p.OPEN_OUT.pack(opened.handle, flags, opened.behind)
 
 
 def dirent(name: bytes, node: int, mode: int, next_offset: int) -> bytes:

@@ -1,7 +1,4 @@
-"""Files behind files: what the kernel reads by itself, without a request (Linux 6.9).
-
-Only root of the machine may announce such a file. Where that fails, the kernel goes on asking.
-"""
+"""Files behind files: what the kernel reads by itself, without a request (Linux 6.9)."""
 
 from __future__ import annotations
 
@@ -10,27 +7,24 @@ import fcntl
 from cloister.fuse import protocol as p
 
 
-class Behind:
-    """Numbers of the files behind others, for one ``/dev/fuse``; they end with it.
+def announce(fuse: int, descriptor: int) -> int | None:
+    """Return the number under which the kernel takes a file that lies behind another one.
+
+    It ends with the mount. Returned by an open as :attr:`~cloister.fuse.filesystem.Opened.behind`,
+    it makes the kernel read there. The kernel keeps to one way of reading as long as a file is open
+    (through its own pages, or past them) and answers ``EIO`` to an open that wants the other.
 
     Args:
-        fuse: its descriptor.
+        fuse: a descriptor of ``/dev/fuse``, after INIT.
+        descriptor: the file behind.
+
+    Returns:
+        None where the kernel refuses: to all but root of the machine, before Linux 6.9, or where
+        both sides have not agreed on it in INIT.
     """
-
-    def __init__(self, fuse: int) -> None:
-        self._fuse = fuse
-        self._numbers: dict[int, int | None] = {}
-
-    def number(self, descriptor: int) -> int | None:
-        """Return the number of the file behind, None where the kernel takes none.
-
-        It is the same for every call: a file that is read through its pages once cannot be read
-        past them at the same time.
-        """
-        if descriptor not in self._numbers:
-            try:
-                announced = bytearray(p.BACKING_MAP.pack(descriptor, 0, 0))
-                self._numbers[descriptor] = fcntl.ioctl(self._fuse, p.BACKING_OPEN, announced)
-            except OSError:
-                self._numbers[descriptor] = None
-        return self._numbers[descriptor]
+    announced = bytearray(p.BACKING_MAP.pack(descriptor, 0, 0))
+    try:
+        number: int = fcntl.ioctl(fuse, p.BACKING_OPEN, announced)
+    except OSError:
+        return None
+    return number

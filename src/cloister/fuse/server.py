@@ -16,7 +16,6 @@ from typing import NamedTuple
 from cloister.fuse import messages
 from cloister.fuse import protocol as p
 from cloister.fuse.filesystem import Caller, Filesystem
-from cloister.fuse.passthrough import Behind
 
 _WANTED = (
     p.InitFlag.ASYNC_READ
@@ -80,7 +79,6 @@ class Server:
         self._filesystem = filesystem
         self._on_crash = on_crash
         self._on_request = on_request
-        self._behind = Behind(descriptor) if passes_through else None
         self._wanted = _WANTED | _PASSTHROUGH if passes_through else _WANTED
         self._buffer = bytearray(p.MAX_WRITE + 4096)
         self._view = memoryview(self._buffer)
@@ -270,10 +268,7 @@ class Server:
 
     def _open(self, r: _Request) -> bytes:
         flags, _ = p.OPEN_IN.unpack_from(r.body)
-        opened = self._filesystem.open(r.node, flags, r.caller())
-        if opened.behind is None or self._behind is None:
-            return messages.open_out(opened)
-        return messages.open_out(opened, self._behind.number(opened.behind))
+        return messages.open_out(self._filesystem.open(r.node, flags, r.caller()))
 
     def _create(self, r: _Request) -> list[bytes]:
         flags, mode, umask, _ = p.CREATE_IN.unpack_from(r.body)

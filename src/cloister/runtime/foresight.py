@@ -58,7 +58,8 @@ class Record:
 
     Attributes:
         foreseen: what the program uses.
-        reread: the files of it that it reads from start to end more than once.
+        reread: the larger files of it that it reads from their start and opens again: URI path ->
+            bytes that it reads.
     """
 
     def __init__(self, directory: Path, key: bytes, arguments: Sequence[str]) -> None:
@@ -66,7 +67,7 @@ class Record:
         subject = json.dumps(list(arguments)).encode()
         self._path = directory / hmac.new(self._key, subject, hashlib.sha256).hexdigest()[:32]
         self.foreseen: Steps = {}
-        self.reread: list[str] = []
+        self.reread: dict[str, int] = {}
         self._load()
 
     def _load(self) -> None:
@@ -91,7 +92,7 @@ class Record:
             elif trail.unforeseen(self.foreseen) > _OUTDATED * trail.bytes:
                 self._path.unlink()
 
-    def _keep(self, steps: Steps, reread: list[str]) -> None:
+    def _keep(self, steps: Steps, reread: dict[str, int]) -> None:
         merged = [(path, _merged(spans, _SMALL_GAP)) for path, spans in steps.items()]
         if sum(end - first for _, spans in merged for first, end in spans) > MOST_BYTES:
             merged = [(path, _merged(spans)) for path, spans in steps.items()]
@@ -121,7 +122,8 @@ class Trail:
         self.steps: Steps = {}
         self.bytes = 0
         self._of_node: dict[int, Spans] = {}
-        self._times_opened: dict[int, int] = {}
+        self._opened: dict[int, tuple[str, int]] = {}
+        self._kept: set[int] = set()
         self._ranges = 0
         self._left_out = 0
 
@@ -151,19 +153,29 @@ class Trail:
         spans.append((offset, offset + size))
         self._ranges += 1
 
-    def opened(self, node: int) -> None:
-        """Take one opening of a file."""
-        self._times_opened[node] = self._times_opened.get(node, 0) + 1
+    def opened(self, node: int, uri_path: str) -> None:
+        """Take one opening of a host's file."""
+        _, times = self._opened.get(node, ("", 0))
+        self._opened[node] = uri_path, times + 1
 
-    def reread(self) -> list[str]:
-        """Return the larger files that were read from start to end and opened again."""
-        often = (node for node, times in self._times_opened.items() if times > 1)
-        whole = {id(self._of_node[node]) for node in often if node in self._of_node}
-        return [
-            path
-            for path, spans in self.steps.items()
-            if id(spans) in whole and len(spans) == 1 and _is_a_large_start(*spans[0])
-        ]
+    def kept(self, node: int, size: int) -> None:
+        """Take one opening of a file of that size that the kernel reads by itself."""
+        if node not in self._kept:
+            self._kept.add(node)
+            self.bytes += size
+
+    def reread(self) -> dict[str, int]:
+        """Return the larger files that were read from their start and opened again.
+
+        Only a file that was read in order has a single range; that it ends with the file is for
+        others to see.
+        """
+        found = {}
+        for node, (uri_path, times) in self._opened.items():
+            spans = self._of_node.get(node, [])
+            if times > 1 and len(spans) == 1 and spans[0][0] == 0 and spans[0][1] >= _LARGE:
+                found[uri_path] = spans[0][1]
+        return found
 
     def move(self, seen: Callable[[str], str | None]) -> None:
         """Tell every path as the program sees it; forget what it does not see."""
@@ -178,10 +190,6 @@ class Trail:
     def unforeseen(self, foreseen: Steps) -> int:
         """Return how many bytes were read that are not in ``foreseen``."""
         return sum(_outside(spans, foreseen.get(path, [])) for path, spans in self.steps.items())
-
-
-def _is_a_large_start(first: int, end: int) -> bool:
-    return first == 0 and end >= _LARGE
 
 
 def _merged(spans: Spans, gap: int = 0) -> Spans:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 
 from cloister.files import link_open_file
@@ -29,9 +28,6 @@ from cloister.runtime.scene import (
 )
 from cloister.runtime.trusted import TamperedFileError, TrustedHandle, digest_whole, require_size
 
-Keep = Callable[[TrustedHandle], Handle | None]
-"""Makes a copy of an open trusted file, and returns what serves it; None if it will not."""
-
 _ACCESS_AND_TRUNCATE = os.O_ACCMODE | os.O_TRUNC
 
 
@@ -49,7 +45,7 @@ class HostFile(Node):
 
     def _consult_rules(self) -> None:
         self._was_whole = False
-        self._keep: Keep | None = None
+        self._was_opened = False
         self._kept: Handle | None = None
         self._trusted = self.scene.rules.trusted(self.place.path)
         self.costs_reading = self._trusted is not None
@@ -106,7 +102,8 @@ class HostFile(Node):
         """Open with the checks that the intent needs."""
         writing = bool(flags & (WRITING | os.O_TRUNC))
         if self._trusted is not None and not writing:
-            return self._open_trusted(self._trusted)  # reading is what the rules grant
+            # Reading is what the rules grant.
+            return self._kept_copy(self._trusted) or self._open_trusted(self._trusted)
         self.scene.require(self.place.path, Intent.WRITE if writing else Intent.READ)
         if self._trusted is not None:
             refuse(errno.EACCES)
@@ -133,39 +130,28 @@ class HostFile(Node):
         """Forget a handle that was released."""
         self._handles.remove(handle)
 
-    def _open_trusted(self, entry: TrustedEntry) -> Handle:
+    def _kept_copy(self, entry: TrustedEntry) -> Handle | None:
+        """Return the copy that the kernel reads, if there is one.
+
+        The first opening decides for all: the kernel does not change its way of reading.
+        """
+        if not self._was_opened:
+            self._was_opened = True
+            if self.scene.shelf is not None:
+                path = self.place.path
+                self._kept = self.scene.shelf.keep(path, lambda: self._open_trusted(entry))
+        return self._kept
+
+    def _open_trusted(self, entry: TrustedEntry) -> TrustedHandle:
         """Open a trusted file; one that was found whole before is opened when it has to be."""
-        if self._kept is not None:
-            return self._kept
         descriptor = None
         if not self._was_whole:
             descriptor = self._open_whole(entry)
             self._was_whole = True
         whole = self._trusted or entry
-        handle = TrustedHandle(
+        return TrustedHandle(
             self.scene, self.place.path, whole, lambda: self._open_whole(whole), descriptor
         )
-        keep, self._keep = self._keep, None
-        return handle if keep is None else self._keep_by(keep, handle)
-
-    def offer(self, keep: Keep) -> None:
-        """Let ``keep`` copy the file when it is opened for the first time.
-
-        Later would be too late: the kernel reads a file in one way as long as it is open.
-        """
-        if not self._was_whole:
-            self._keep = keep
-
-    def _keep_by(self, keep: Keep, handle: TrustedHandle) -> Handle:
-        try:
-            self._kept = keep(handle)
-        except OSError:
-            handle.release()
-            raise
-        if self._kept is None:
-            return handle
-        handle.release()
-        return self._kept
 
     def _open_whole(self, entry: TrustedEntry) -> int:
         """Open the host's file if it has the signed size.

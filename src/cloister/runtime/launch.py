@@ -9,6 +9,7 @@ and to fetch ahead.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import posixpath
 import sys
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from cloister.errors import InputError, SandboxError, UnsupportedByPlatformError
 from cloister.files import cache_home
+from cloister.fuse.passthrough import announce
 from cloister.fuse.server import Server
 from cloister.manifest.uris import file_path
 from cloister.platforms.base import Enclave, SealingPolicy
@@ -37,7 +39,7 @@ from cloister.runtime.processors import Processors
 from cloister.runtime.program import Program
 from cloister.runtime.sandbox import Sandbox, harden_this_process
 from cloister.runtime.scene import Scene
-from cloister.runtime.shelf import Shelf, shelf_for
+from cloister.runtime.shelf import shelf_for
 from cloister.runtime.tree import read_node
 from cloister.runtime.view import View
 from cloister.signals import forwarded_signals
@@ -127,13 +129,16 @@ class _Run:
         record = None if enclave is None else _record(enclave, argv)
         trail = None if record is None else Trail(names=not record.foreseen)
         stage = self._stage({} if record is None else record.foreseen, processors)
-        shelf = None if record is None else self._shelf(record)
+        # Of a run that is recorded it is to be seen what was read.
+        if record is not None and self._journal.recorder is None:
+            announced = functools.partial(announce, sandbox.fuse)
+            self._scene.shelf = shelf_for(record.reread, announced)
         server = Server(
             sandbox.fuse,
-            self._view(trail, shelf),
+            self._view(trail),
             self._crashed,
             on_request=processors.request,
-            passes_through=shelf is not None,
+            passes_through=self._scene.shelf is not None,
         )
         # What is loaded by now stays to the end; the collector need not look at it again.
         gc.freeze()
@@ -189,15 +194,11 @@ class _Run:
             directory=self._manifest.fs.start_dir,
         )
 
-    def _shelf(self, record: Record) -> Shelf | None:
-        """Return where files are kept; nowhere if it is to be recorded what was read of them."""
-        return None if self._journal.recorder is not None else shelf_for(record.reread)
-
-    def _view(self, trail: Trail | None, shelf: Shelf | None) -> View:
+    def _view(self, trail: Trail | None) -> View:
         """Return what serves the tree; it counts only where the run is recorded."""
         recorder = self._journal.recorder
         if recorder is None:
-            return View(self._tree.root, trail, shelf)
+            return View(self._tree.root, trail)
         return recorder.view(self._tree.root, trail, self._quote)
 
     def _ask_for_secrets(self, enclave: HeldEnclave) -> bool:

@@ -12,6 +12,7 @@ import os
 import resource
 import stat
 import struct
+from collections.abc import Mapping
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
@@ -52,10 +53,10 @@ _SYS_FSMOUNT = 432
 _SYS_LANDLOCK_CREATE_RULESET = 444
 _SYS_LANDLOCK_RESTRICT_SELF = 446
 _CLOSE_AT_EXEC = 1  # FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC
+_FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 _MOUNT_ATTR_NOSUID_NODEV_NOEXEC = 0b1110
-_ALL_USERS = ["0", "0", str((1 << 32) - 1)]  # what the machine's own user namespace maps
 _CAPABILITY_VERSION_3 = 0x20080522
 _LAST_POSSIBLE_CAPABILITY = 63
 
@@ -92,28 +93,24 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str = ""
     )
 
 
-def nameless_tmpfs(key: str, value: str) -> int:
+def nameless_tmpfs(options: Mapping[str, str | None]) -> int:
     """Mount a tmpfs nowhere; return a descriptor of its root, with which it ends. fsopen(2).
 
     Args:
-        key, value: an option, as in ``huge=always``.
+        options: of the mount; None is the value of one that has none.
     """
     context = _descriptor(_libc.syscall(_SYS_FSOPEN, b"tmpfs", _CLOSE_AT_EXEC), "fsopen")
     try:
-        option = (_FSCONFIG_SET_STRING, key.encode(), value.encode(), 0)
-        _check(_libc.syscall(_SYS_FSCONFIG, context, *option), key)
+        for key, value in options.items():
+            how = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
+            text = None if value is None else value.encode()
+            _check(_libc.syscall(_SYS_FSCONFIG, context, how, key.encode(), text, 0), key)
         _check(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), "tmpfs")
         attributes = _MOUNT_ATTR_NOSUID_NODEV_NOEXEC
         mounted = _libc.syscall(_SYS_FSMOUNT, context, _CLOSE_AT_EXEC, attributes)
         return _descriptor(mounted, "fsmount")
     finally:
         os.close(context)
-
-
-def is_root_of_the_machine() -> bool:
-    """Tell whether this process is root in the first user namespace, not in a container's own."""
-    with open("/proc/self/uid_map", encoding="ascii") as mapped:
-        return os.geteuid() == 0 and mapped.read().split() == _ALL_USERS
 
 
 def free_memory() -> int:

@@ -38,8 +38,8 @@ class Handle:
     """An open file. This one can do nothing; kinds of files override what they offer.
 
     ``flags`` tell the kernel how to cache it. A handle that has nothing to report when it is closed
-    says NOFLUSH, which saves a request for every open file. ``behind`` is a descriptor of a copy
-    from which the kernel may read.
+    says NOFLUSH, which saves a request for every open file. ``behind`` is the number of a copy that
+    the kernel reads by itself.
     """
 
     flags = OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH

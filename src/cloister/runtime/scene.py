@@ -18,6 +18,7 @@ from cloister.runtime.policy import DeniedError, Intent, PathSet, Rules
 
 if TYPE_CHECKING:
     from cloister.runtime.encrypted import EncryptedNode
+    from cloister.runtime.shelf import Shelf
 
 HOST_SECONDS = 1.0
 """Seconds for which the kernel may remember what the host may change."""
@@ -40,6 +41,7 @@ class Scene:
         protected: files and directories that are encrypted under the default key wherever they
             are mounted (Graphene's dialect).
         opened: the encrypted files that are open.
+        shelf: where trusted files are kept that are opened often.
     """
 
     rules: Rules
@@ -51,6 +53,7 @@ class Scene:
     pins: Pins = field(default_factory=Pins)
     protected: PathSet = field(default_factory=lambda: PathSet(()))
     opened: set[EncryptedNode] = field(default_factory=set)
+    shelf: Shelf | None = None
 
     def key_of(self, path: str, mounted: str | None) -> str | None:
         """Return the name of the key under which a file is encrypted, None if it is not.

@@ -27,9 +27,9 @@ from cloister.fuse.protocol import ROOT_NODE, OpenFlag
 from cloister.runtime import linux
 from cloister.runtime.directory import HostDirectory, relocate
 from cloister.runtime.foresight import Trail
+from cloister.runtime.host import HostFile
 from cloister.runtime.nodes import FOREVER, Directory, Handle, Node, refuse
 from cloister.runtime.scene import HOST_SECONDS
-from cloister.runtime.shelf import Shelf
 
 _UNKNOWN_NUMBER = 0xFFFFFFFF
 """Inode number of names that the kernel lists before it looked them up."""
@@ -77,14 +77,10 @@ class View(Filesystem):
     Args:
         root: the node of ``/``.
         trail: is told of what is worth fetching ahead in the next run.
-        shelf: where files may be kept that are opened often.
     """
 
-    def __init__(
-        self, root: Directory, trail: Trail | None = None, shelf: Shelf | None = None
-    ) -> None:
+    def __init__(self, root: Directory, trail: Trail | None = None) -> None:
         self._trail = trail
-        self._shelf = shelf
         self._names = trail if trail is not None and trail.names else None
         self._numbers = itertools.count(ROOT_NODE + 1)
         self._known: dict[int, _Known] = {ROOT_NODE: _Known(ROOT_NODE, root)}
@@ -290,12 +286,12 @@ class View(Filesystem):
 
     def open(self, node: int, flags: int, caller: Caller) -> Opened:
         """See :class:`Filesystem`."""
-        known = self._known[node]
-        if self._shelf is not None:
-            self._shelf.offer(known.node, known.path)
-        handle = known.node.open(flags, caller)
-        if self._names is not None:
-            self._names.opened(node)
+        opened = self._known[node].node
+        handle = opened.open(flags, caller)
+        if self._trail is not None and isinstance(opened, HostFile):
+            self._trail.opened(node, opened.place.path)
+            if handle.behind is not None:
+                self._trail.kept(node, handle.attributes().size)
         return self._opened(handle)
 
     def _opened(self, handle: Handle) -> Opened:
