@@ -83,6 +83,24 @@ for word in (b"one", b"two"):
     with open("/dev/attestation/quote", "rb") as file, open("/spare/copy", "rb") as copy:
         quote, copied = file.read(), copy.read()
     got.append((len(copied) == len(quote) > 1000, word in copied))
+def written(word):
+    with open("/dev/attestation/user_report_data", "wb") as file:
+        file.write(word)
+    return os.open("/dev/attestation/quote", os.O_RDONLY)
+def sent(descriptor):
+    os.fstat(descriptor)
+    copy = os.open("/plain/copy", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    os.sendfile(copy, descriptor, 0, 100_000)
+    return os.pread(copy, 100_000, 0)
+one, two = written(b"first"), written(b"second")
+got.append([b"second" in sent(two), b"first" in sent(one), b"first" in os.read(one, 100_000)])
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if b"child's" in sent(written(b"child's")) else 1)
+got.append(os.waitpid(pid, 0)[1])
+got.append([b"second" in sent(two), b"first" in sent(one)])
+same = os.path.samestat(os.stat("/dev/attestation/quote"), os.fstat(one))
+got.append([same, os.lseek(one, 0, os.SEEK_END) == len(sent(one))])
 shutil.copyfile("/proc/sys/kernel/pid_max", "/spare/copy")
 got.append(int(open("/spare/copy").read()) > 0)
 got.append(os.stat("/dev/attestation/quote").st_size)
@@ -95,14 +113,20 @@ def test_copies_that_the_kernel_makes_are_whole(app: App) -> None:
         "sgx.remote_attestation": '"dcap"',
         "fs.insecure__keys.default": '"00112233445566778899aabbccddeeff"',
     }
-    for name in ("spare", "code"):
+    for name in ("spare", "plain", "code"):
         (app.directory / name).mkdir()
     (app.directory / "code" / "copies.py").write_text(COPIES)
     app.mount("/spare", "file:spare", "encrypted")
+    app.mount("/plain", "file:plain")
     app.mount("/code", "file:code")
+    app.settings["sgx.allowed_files"] = '["file:plain/"]'
     app.trusted.append("file:code/copies.py")
     got = json.loads(app.enclave_python("/code/copies.py").stdout)
-    assert got == [[True, True], [True, True], True, 0]
+    assert got == [
+        *([True, True], [True, True]),
+        *([True, True, True], 0, [True, True]),
+        *([True, True], True, 0),
+    ]
 
 
 def test_a_hundred_thousand_opens_leave_nothing(

@@ -17,7 +17,10 @@ from cloister.fuse.protocol import OpenFlag
 
 
 class Attributes(NamedTuple):
-    """What ``stat`` shows of a node; times in nanoseconds since the epoch."""
+    """What ``stat`` shows of a node; times in nanoseconds since the epoch.
+
+    ``number`` is shown as the inode number; 0 stands for the node's own.
+    """
 
     mode: int
     size: int = 0
@@ -30,6 +33,7 @@ class Attributes(NamedTuple):
     device: int = 0
     blocks: int = 0
     block_size: int = 4096
+    number: int = 0
 
 
 class Entry(NamedTuple):

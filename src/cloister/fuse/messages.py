@@ -91,7 +91,7 @@ def _attr(node: int, a: Attributes) -> bytes:
     mtime, mtime_nsec = divmod(a.mtime_ns, 1_000_000_000)
     ctime, ctime_nsec = divmod(a.ctime_ns, 1_000_000_000)
     return p.ATTR.pack(
-        node,
+        a.number or node,
         a.size,
         a.blocks,
         atime & 0xFFFFFFFFFFFFFFFF,

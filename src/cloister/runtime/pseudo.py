@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import stat
 from collections.abc import Callable
 
@@ -13,26 +14,49 @@ from cloister.runtime.nodes import Handle, Node, refuse
 Reader = Callable[[Caller], bytes]
 Writer = Callable[[Caller, bytes], None]
 
+_NUMBERS = itertools.count(1 << 40)
+"""Inode numbers; those of other nodes do not come that far."""
+
 
 class PseudoFile(Node):
-    """A file whose content is made when it is opened."""
+    """A file whose content is made when it is opened.
 
+    Each name that is looked up is a node of its own: openings may have different content, but what
+    the kernel copies or maps by itself (sendfile(2), splice(2), mmap(2)) it takes from pages that
+    belong to the node.
+
+    Attributes:
+        original: the node that lies in the tree.
+    """
+
+    name_seconds = 0.0
     attribute_seconds = 0.0
 
-    def __init__(self, read: Reader, write: Writer | None = None) -> None:
+    def __init__(
+        self, read: Reader, write: Writer | None = None, original: PseudoFile | None = None
+    ) -> None:
         self._read = read
         self._write = write
         self._handles: list[_PseudoHandle] = []
+        self.original = original or self
+        self._number: int = next(_NUMBERS) if original is None else original._number
+
+    def looked_up(self) -> PseudoFile:
+        """Return a new node of the same file."""
+        return PseudoFile(self._read, self._write, self)
 
     def attributes(self) -> Attributes:
-        """Return the mode and size 0, or that of the content that was made last and is open.
+        """Return the mode and size 0, or that of the content as long as it is open.
 
-        Readers read to the end, whatever ``stat`` says. But what copies a file without looking at
-        it (sendfile(2), splice(2)) takes no more than an open file's size.
+        Readers read to the end, whatever ``stat`` says. What the kernel copies by itself is as
+        long as it last heard: who copies without fstat(2) copies nothing.
         """
+        return self.shown(self._handles[-1].size if self._handles else 0)
+
+    def shown(self, size: int) -> Attributes:
+        """Return the attributes of the file with a content of so many bytes."""
         mode = 0o444 if self._write is None else 0o666
-        size = self._handles[-1].size if self._handles else 0
-        return Attributes(mode=stat.S_IFREG | mode, size=size)
+        return Attributes(mode=stat.S_IFREG | mode, size=size, number=self._number)
 
     def change(self, change: Change, handle: Handle | None) -> None:
         """Accept truncation, which every shell redirection asks for, and nothing else."""
@@ -77,7 +101,7 @@ class _PseudoHandle(Handle):
         return len(value)
 
     def attributes(self) -> Attributes:
-        return self._node.attributes()
+        return self._node.shown(self.size)
 
     def release(self) -> None:
         self._node.dropped(self)

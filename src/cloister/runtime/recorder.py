@@ -41,6 +41,7 @@ from cloister.runtime.host import HostFile
 from cloister.runtime.nodes import Directory, Handle, Node
 from cloister.runtime.plan import MemoryUse
 from cloister.runtime.policy import PathSet
+from cloister.runtime.pseudo import PseudoFile
 from cloister.runtime.trusted import TrustedHandle
 from cloister.runtime.view import View
 from cloister.sgx.sigstruct import Sigstruct, decode_date
@@ -150,7 +151,7 @@ class Recorder:
         allowed = PathSet(uri.partition(":")[2] for uri in uris)
 
         def opened(node: Node, handle: Handle) -> _Use | None:
-            if node is quote:
+            if isinstance(node, PseudoFile) and node.original is quote:
                 self._quoted()
             if not isinstance(node, (HostFile, EncryptedNode)):
                 return None  # it exists only in the tree

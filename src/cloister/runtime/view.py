@@ -110,6 +110,9 @@ class View(Filesystem):
             if known is not None:
                 return self._entry(known, _checked_kind(known.node))
             node = directory.mounted.get(name) or directory.child(name)
+            found = node.looked_up()
+            if found is not node:
+                return self._entry(self._new(found), found.attributes())
             return self._add(place, name, node)
         except FileNotFoundError:
             if known is not None:
