@@ -209,8 +209,9 @@ def test_a_quote_in_a_large_buffer_is_accepted(machine: Machine, world: World) -
 
 
 def test_requests_of_killed_processes_are_removed(machine: Machine) -> None:
-    left = {"cloister-1-old": 3600, "cloister-1-new": 5, "somebody-else": 3600}
-    assert machine(left=left)["requests_left"] == ["cloister-1-new", "somebody-else"]
+    dead = 1 << 30  # no process has that number
+    left = {f"cloister-{dead}-new": 5, "cloister-1-alive": 3600, "somebody-else": 3600}
+    assert machine(left={f"cloister-{dead}-old": 3600, **left})["requests_left"] == [*left]
 
 
 def test_a_refused_start_leaves_the_others_their_quotes(machine: Machine) -> None:

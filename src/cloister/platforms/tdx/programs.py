@@ -63,10 +63,18 @@ class Programs:
             try:
                 self._register.extend(event.digest())
             except PlatformError:
-                if self._register.read() == replay(events):
-                    self._write(events)  # or what runs already would get no quotes either
+                self._take_back(events)
                 raise
             self._require(after)
+
+    def _take_back(self, events: tuple[ProgramEvent, ...]) -> None:
+        """Restore the log if the register was not extended.
+
+        Else whatever runs already would get no quotes: the extension would be tried for each.
+        """
+        with contextlib.suppress(PlatformError, OSError):  # why it was refused is told
+            if self._register.read() == replay(events):
+                self._write(events)
 
     def _write(self, events: tuple[ProgramEvent, ...]) -> None:
         write_atomically(self._path, encode_log(events), mode=0o600)

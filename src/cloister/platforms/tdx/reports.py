@@ -116,11 +116,13 @@ class Reports:
     def _remove_abandoned(self) -> None:
         """Remove requests of processes that were killed: the driver cannot be unloaded with them.
 
-        Whether their process lives cannot be told from another PID namespace, but by their age.
+        Processes of another PID namespace cannot be seen; their requests are judged by the age.
         """
-        with contextlib.suppress(OSError):
-            for request in self._directory.glob(f"{_PREFIX}*"):
-                if time.time() - request.stat().st_mtime > _ABANDONED_SECONDS:
+        for request in self._directory.glob(f"{_PREFIX}*"):
+            number = request.name.removeprefix(_PREFIX).partition("-")[0]
+            with contextlib.suppress(OSError):  # it is in use, or somebody else was faster
+                age = time.time() - request.stat().st_mtime
+                if age > _ABANDONED_SECONDS and not Path("/proc", number).exists():
                     request.rmdir()
 
     def _generation(self, request: Path) -> int:
