@@ -1,16 +1,23 @@
-"""Signals that somebody sends to this process, handed on to the program that it runs."""
+"""Signals that somebody sends to this process: acted on at once, handed on to its program."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _KEYS = (signal.SIGINT, signal.SIGQUIT)
 """Signals that a terminal sends for a key, to all processes in its foreground."""
+
+_NUDGE = signal.SIGURG
+"""Sent by nobody else: the runtime reads no urgent data from sockets."""
+_NUDGES = (10, 100)
+"""Milliseconds between a signal, and an interruption, and another one."""
 
 
 @contextlib.contextmanager
@@ -27,6 +34,51 @@ def forwarded_signals(send: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def prompt_signals() -> Iterator[None]:
+    """Have the main thread act on every signal, although it is just about to wait.
+
+    The interpreter takes note of a signal and acts on it between two instructions, or when a system
+    call is interrupted. If it comes after the last look and before the call, the call waits all the
+    same. So a thread, which hears of each signal at once (``signal.set_wakeup_fd``), interrupts the
+    main thread once more a little later.
+    """
+    told, tell = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(tell, False)
+    wakeup = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    handler = signal.signal(_NUDGE, lambda number, frame: None)
+    nudger = threading.Thread(target=_nudge, args=(told, threading.get_ident()), daemon=True)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # for the thread
+    try:
+        nudger.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        os.close(tell)
+        nudger.join()
+        os.close(told)
+        signal.signal(_NUDGE, handler)
+
+
+def _nudge(told: int, main: int) -> None:
+    """Interrupt the main thread after each signal that this pipe tells of, until it ends."""
+    events = select.poll()
+    events.register(told, select.POLLIN)
+    due: Iterator[int] = iter(())
+    while True:
+        if not events.poll(next(due, None)):
+            signal.pthread_kill(main, _NUDGE)
+            continue
+        numbers = os.read(told, 256)
+        if not numbers:
+            return
+        if set(numbers) != {_NUDGE}:
+            due = iter(_NUDGES)
 
 
 def _in_foreground() -> bool:

@@ -132,7 +132,7 @@ def open_out(opened: Opened) -> bytes:
     """Return the answer to OPEN and OPENDIR."""
     if opened.behind is None:
         return p.OPEN_OUT.pack(opened.handle, opened.flags, 0)
-    # Of caching the kernel wants to hear nothing then, and refuses the open.
+    # With a word on caching the kernel refuses such an open.
     flags = opened.flags & ~p.OpenFlag.KEEP_CACHE | p.OpenFlag.PASSTHROUGH
     return p.OPEN_OUT.pack(opened.handle, flags, opened.behind)
 

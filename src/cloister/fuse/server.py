@@ -63,7 +63,8 @@ class Server:
         on_crash: told of an exception that is not an :class:`OSError`; the program sees ``EIO``
             and serving goes on, because one bad request must not take all files away.
         on_request: called for each request, before it is answered.
-        passes_through: some files may have others behind them.
+        passes_through: agree with the kernel on files behind others; see
+            :mod:`cloister.fuse.passthrough`.
     """
 
     def __init__(

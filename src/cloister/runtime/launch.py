@@ -42,7 +42,7 @@ from cloister.runtime.scene import Scene
 from cloister.runtime.shelf import shelf_for
 from cloister.runtime.tree import read_node
 from cloister.runtime.view import View
-from cloister.signals import forwarded_signals
+from cloister.signals import forwarded_signals, prompt_signals
 
 if TYPE_CHECKING:
     from cloister.manifest.model import Manifest, Mount, RootMount
@@ -77,7 +77,8 @@ def run(program: Program, start_enclave: StartEnclave | None, journal: Journal) 
         enclave = None if start_enclave is None else start_enclave()
         keys = _keyring(program.manifest, enclave)
         try:
-            return _Run(program, enclave, keys, journal).through(sandbox, processors)
+            with prompt_signals():
+                return _Run(program, enclave, keys, journal).through(sandbox, processors)
         finally:
             keys.wipe()
             if enclave is not None:

@@ -35,8 +35,7 @@ _LINKS_IN_DEV = {
     "fd": "/proc/self/fd",
 }
 
-_TERMINAL = "tty"
-_PSEUDO_TERMINALS = b"ptmx"
+_TERMINALS = ("tty", "ptmx")
 
 
 def build_tree(
@@ -223,13 +222,13 @@ class _WithoutTerminals(SyntheticDirectory):
 
     def child(self, name: bytes) -> Node:
         """Find nothing."""
-        if name in (_TERMINAL.encode(), _PSEUDO_TERMINALS):
+        if os.fsdecode(name) in _TERMINALS:
             missing = DeniedError(
                 "the manifest has cloister.terminals = false",
                 "cloister.terminals = true",
                 errno.ENOENT,
             )
-            self._scene.report(f"/dev/{name.decode()}", Intent.READ, missing)
+            self._scene.report(f"/dev/{os.fsdecode(name)}", Intent.READ, missing)
             raise missing
         return super().child(name)
 
@@ -246,12 +245,12 @@ def _place_pseudo_files(
     tree.place("/dev", dev, "/dev")
     for name in KERNEL_DEVICES:
         device = f"/dev/{name}"
-        if Path(device).is_char_device() and (terminals or name != _TERMINAL):
+        if Path(device).is_char_device() and (terminals or name not in _TERMINALS):
             tree.mount_by_kernel(KernelMount("bind", device, device), stat.S_IFREG | 0o666, device)
     tree.mount_by_kernel(KernelMount("tmpfs", "/dev/shm"), stat.S_IFDIR, "/dev/shm")  # noqa: S108
     if terminals:
         tree.mount_by_kernel(KernelMount("devpts", "/dev/pts"), stat.S_IFDIR, "/dev/pts")
-        dev.mounted[_PSEUDO_TERMINALS] = Symlink(b"pts/ptmx")
+        dev.mounted[b"ptmx"] = Symlink(b"pts/ptmx")
     for name, target in _LINKS_IN_DEV.items():
         dev.mounted[name.encode()] = Symlink(target.encode())
     dev.mounted[b"attestation"] = attestation

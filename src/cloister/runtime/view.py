@@ -291,10 +291,10 @@ class View(Filesystem):
         """See :class:`Filesystem`."""
         opened = self._known[node].node
         handle = opened.open(flags, caller)
-        if self._trail is not None and isinstance(opened, HostFile):
-            self._trail.opened(node, opened.place.path)
-            if handle.behind is not None:
-                self._trail.kept(node, handle.attributes().size)
+        if self._names is not None and isinstance(opened, HostFile):
+            self._names.opened(node, opened.place.path)
+        if self._trail is not None and handle.behind is not None:
+            self._trail.kept(node, handle.attributes().size)
         return self._opened(handle)
 
     def _opened(self, handle: Handle) -> Opened:
