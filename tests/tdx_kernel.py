@@ -34,7 +34,7 @@ from worlds import TD_REPORT, World, new_quote
 
 FAULTS = (
     *("generation", "short", "nonce", "register", "provider", "sgx", "stuck", "refuses"),
-    *("busy", "silent", "empty", "long", "padded"),
+    *("silent", "empty", "long", "padded"),
 )
 ROOT, REPORTS, REGISTER, FIRST_REQUEST = 1, 2, 3, 16
 FILES = {

@@ -113,13 +113,6 @@ def nameless_tmpfs(options: Mapping[str, str | None]) -> int:
         os.close(context)
 
 
-def free_memory() -> int:
-    """Return how many bytes programs could still take (``MemAvailable``)."""
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        fields = dict(line.split(":") for line in lines)
-    return int(fields["MemAvailable"].split()[0]) << 10
-
-
 def unmount_lazily(target: str) -> None:
     """Detach a mount now and drop it when nobody uses it, umount2(2) with MNT_DETACH."""
     _check(_libc.umount2(target.encode(), MNT_DETACH), target)

@@ -26,8 +26,6 @@ _SHARE = 4
 
 _PIECE = 1 << 20
 
-Copies = dict[tuple[bytes, int], tuple[int, int]]
-
 
 class Kept(Handle):
     """A trusted file of which the kernel reads the copy.
@@ -44,7 +42,7 @@ class Kept(Handle):
         self._attributes = attributes
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read from the copy, should anybody but the kernel want to."""
+        """Read from the copy: for the runtime itself, since the kernel does not ask."""
         return os.pread(self._copy, size, offset)
 
     def attributes(self) -> Attributes:
@@ -71,7 +69,8 @@ class Shelf:
         self._room = room
         self._announce = announce
         self._directory = linux.nameless_tmpfs({"huge": "always", "noswap": None})
-        self._copies: Copies = {}
+        # SHA-256 and size of the content -> number for the kernel, and descriptor
+        self._copies: dict[tuple[bytes, int], tuple[int, int]] = {}
 
     def keep(self, path: str, open_file: Callable[[], TrustedHandle]) -> Kept | None:
         """Return a trusted file that the kernel reads by itself, None if it is not to be kept.
@@ -139,6 +138,13 @@ def shelf_for(wanted: Mapping[str, int], announce: Callable[[int], int | None]) 
     if not wanted:
         return None
     try:
-        return Shelf(wanted, linux.free_memory() // _SHARE, announce)
+        return Shelf(wanted, _free_memory() // _SHARE, announce)
     except OSError:
         return None
+
+
+def _free_memory() -> int:
+    """Return how many bytes programs could still take, proc_meminfo(5)."""
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        fields = dict(line.split(":") for line in lines)
+    return int(fields["MemAvailable"].split()[0]) << 10
