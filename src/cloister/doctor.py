@@ -194,9 +194,8 @@ def _namespaces(machine: Machine) -> Iterator[Finding]:
 
 
 def _fuse(machine: Machine) -> Finding:
-    device = machine.root / "dev/fuse"
+    device, container = machine.root / "dev/fuse", machine.container()
     if not device.exists():
-        container = machine.container()
         return Finding(
             "/dev/fuse", State.MISSING, "is not there; the program's file tree is served by it",
             "sudo modprobe fuse" if container is None else
@@ -205,7 +204,8 @@ def _fuse(machine: Machine) -> Finding:
     if not os.access(device, os.R_OK | os.W_OK):
         return Finding(
             "/dev/fuse", State.MISSING, "may not be opened by this user",
-            "sudo chmod 666 /dev/fuse",
+            "sudo chmod 666 /dev/fuse" if container is None else
+            f"outside of the {container} container, then start it anew: sudo chmod 666 /dev/fuse",
         )  # fmt: skip
     return Finding("/dev/fuse", State.OK, "is there and may be opened")
 

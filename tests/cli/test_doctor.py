@@ -186,6 +186,18 @@ def test_enclaves_are_executed_from_dev(describe: Describe, options: str, is_the
     assert ("remount,exec /dev" in (found.mend or "")) == (not is_there)
 
 
+def test_a_device_that_only_root_may_open_in_a_container(
+    describe: Describe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mode is the machine's, which nobody inside of the container can change."""
+    machine = describe({".dockerenv": ""})
+    monkeypatch.setattr(os, "access", lambda path, mode: path != machine.root / "dev/fuse")
+    (found,) = [f for f in diagnose(machine, lambda: None) if f.name == "/dev/fuse"]
+    assert found.mend == (
+        "outside of the Docker container, then start it anew: sudo chmod 666 /dev/fuse"
+    )
+
+
 def test_a_run_that_fails_is_explained(describe: Describe) -> None:
     def fails() -> None:
         raise SandboxError("mount: Operation not permitted")
@@ -210,7 +222,7 @@ def test_an_ordinary_user_without_dev_fuse() -> None:
     )
     assert done.returncode == 1, done.stderr
     assert "missing  /dev/fuse: may not be opened by this user" in done.stdout
-    assert "mend: sudo chmod 666 /dev/fuse" in done.stdout
+    assert "sudo chmod 666 /dev/fuse\n" in done.stdout
     assert "programs CANNOT run here" in done.stdout
 
 

@@ -1,6 +1,6 @@
 """What is under ``deploy/``, by the schemas of those who read it, and against the program itself.
 
-No container engine runs here: images are not built and nothing is applied to a cluster.
+No container engine is needed: test_containers.py builds the images and runs them, where one is.
 """
 
 from __future__ import annotations
@@ -76,6 +76,18 @@ def check_compose(text: str) -> None:
 
 def test_compose_schema() -> None:
     check_compose((DEPLOY / "compose.yaml").read_text())
+
+
+def test_the_simulated_key_server_differs_in_whom_it_trusts() -> None:
+    """Compose replaces a command as a whole, so it is there twice."""
+    on_top: Document = yaml.safe_load((DEPLOY / "compose.simulated.yaml").read_text())
+    assert on_top["services"].keys() == {"key-server"}
+    here, there = COMPOSE["services"]["key-server"], on_top["services"]["key-server"]
+    removed = [word for word in here["command"] if word not in there["command"]]
+    added = [word for word in there["command"] if word not in here["command"]]
+    assert [word.partition("=")[0] for word in removed] == ["--pccs"]
+    assert added == [f"--trust-simulated=/run/secrets/{there['secrets'][0]}"]
+    assert on_top["secrets"].keys() == set(there["secrets"])
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def _run_as_process_one(control: socket.socket, processors: Processors) -> NoRet
         stage = _receive_stage(control)
         # Only now is the runtime the parent: the process that forked this one has been reaped.
         linux.die_with_parent(signal.SIGKILL)
-        socket.sethostname(stage.host_name)
+        _set_host_name(stage.host_name)
         hidden = os.open(f"{_STAGING}{HIDDEN}", os.O_PATH | os.O_CLOEXEC)
         for mount in stage.mounts:
             _mount(mount, f"/proc/self/fd/{hidden}")
@@ -134,6 +134,13 @@ def _run_as_process_one(control: socket.socket, processors: Processors) -> NoRet
         _fail(control, f"{PREPARING}: {error.filename or ''}: {error.strerror}")
     control.sendall(STATUS.pack(EXITED, code))
     os._exit(0)
+
+
+def _set_host_name(name: str) -> None:
+    try:
+        socket.sethostname(name)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "host name") from error
 
 
 class _Fetcher:
