@@ -25,7 +25,7 @@ from cloister.platforms.gramine.presence import APP_SUFFIX, DEVICE, signed_files
 from cloister.platforms.gramine.translation import for_direct
 from cloister.sgx.report import Attribute
 from cloister.sgx.sigstruct import Sigstruct
-from cloister.signals import forwarded_signals
+from cloister.signals import forwarded_signals, prompt_signals
 
 SGX_PROTECTS = (
     "SGX enclave: its memory is encrypted against everybody on this machine, root included"
@@ -185,7 +185,7 @@ def _start(command: Sequence[str], base: Path, attach: Attach) -> tuple[int, boo
         process = subprocess.Popen(command, cwd=base, stderr=subprocess.PIPE)
     except OSError as error:
         raise PlatformError(f"{command[0]} does not start: {error.strerror}") from error
-    with process:
+    with process, prompt_signals():
         attach(process)
         stderr = cast(IO[bytes], process.stderr).fileno()
         while data := os.read(stderr, 65536):
