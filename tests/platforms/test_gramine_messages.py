@@ -26,6 +26,25 @@ def translated(*pieces: bytes) -> bytes:
             "denied: file x.py",
         ),
         (
+            "[P1:T1:a] warning: Disallowing access to file 'libgomp.so.1'; file is not allowed.",
+            "passed over: a library libgomp.so.1",
+        ),
+        (
+            "[P1:T1:a] warning: Disallowing creating file '/lib/x/__pycache__/y.cpython-311.pyc.73'"
+            "; file is not trusted or allowed.",
+            "denied: keeping compiled Python modules",
+        ),
+        (
+            "[P1:T1:a] warning: Disallowing creating file '/lib/x/y'"
+            "; file is not trusted or allowed.",
+            "denied: creating /lib/x/y",
+        ),
+        (
+            "[P1:T1:a] warning: The app tried to use flock, but it's turned off "
+            "(sys.experimental__enable_flock = false)",
+            "denied: flock",
+        ),
+        (
             "[P1:T1:app] error: Disallowing write/append to a trusted file 'x'",
             "writing trusted file x",
         ),

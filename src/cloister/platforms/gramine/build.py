@@ -26,6 +26,7 @@ from cloister.manifest.prepare import Format, Settings, prepare
 from cloister.manifest.rendering import Rendering
 from cloister.manifest.signed import beside
 from cloister.manifest.signing_key import KEY_BITS
+from cloister.platforms.gramine.bytecode import notes_on
 from cloister.platforms.gramine.installation import Installation
 from cloister.platforms.gramine.presence import APP_SUFFIX
 from cloister.platforms.gramine.translation import Host, for_sgx
@@ -82,7 +83,8 @@ def build_for_gramine(
     title = installation.title
     base = rendering.path.parent
     runtime = installation.runtime()
-    converted = for_sgx(manifest_of(rendering), runtime, host_of(base))
+    text = manifest_of(rendering)
+    converted = for_sgx(text, runtime, host_of(base))
     prepared = prepare(
         translated(converted),
         base,
@@ -94,7 +96,8 @@ def build_for_gramine(
         ),
         rendering.tree,
     )
-    prepared = dataclasses.replace(prepared, notes=(*converted.notes, *prepared.notes))
+    notes = (*converted.notes, *prepared.notes, *notes_on(text.manifest, base))
+    prepared = dataclasses.replace(prepared, notes=notes)
     modulus = signing_key.public_key().public_numbers().n
     sigstruct = prepared.sigstruct(modulus, date).sign(signing_key)
     theirs = measured_by_gramine(installation, prepared.signed, base)

@@ -39,9 +39,21 @@ _AESMD = "sudo systemctl start aesmd; cloister doctor tells whether it runs"
 TABLE = (
     # --- files -------------------------------------------------------------------------------
     Message(
+        r"Disallowing access to file '([^/]*\.so(?:\.[\d.]+)?)'; "
+        r"file is not (?:trusted or )?allowed\.",
+        "passed over: a library {0} in a directory where it is neither trusted nor allowed",
+        "harmless where the program goes on: its linker looks in several directories, and finds it"
+        f" in another one; else {_TRUST}",
+    ),
+    Message(
         r"Disallowing access to file '(.*)'; file is not (?:trusted or )?allowed\.",
         "denied: file {0} is neither trusted nor allowed",
         _TRUST,
+    ),
+    Message(
+        r"Disallowing creating file '.*/__pycache__/[^/]*'; file is not trusted or allowed\.",
+        "denied: keeping compiled Python modules beside their sources, which are trusted",
+        'harmless; loader.env.PYTHONDONTWRITEBYTECODE = "1" has Python not try',
     ),
     Message(
         r"Disallowing creating file '(.*)'; file is not trusted or allowed\.",
@@ -290,8 +302,15 @@ TABLE = (
         "slow: the program makes system calls without the C library",
     ),
     Message(
+        r"The app tried to use flock, but it's turned off "
+        r"\(sys\.experimental__enable_flock = false\)",
+        "denied: flock, which Gramine has only as an experiment",
+        "sys.experimental__enable_flock = true, and build again",
+    ),
+    Message(
         r"Unsupported system call .*|Ignoring FUTEX_CLOCK_REALTIME flag"
-        r"|Non-private futexes are not supported, .*",
+        r"|Non-private futexes are not supported, .*"
+        r"|vfork was called by the application, implemented as an alias to fork in Gramine",
         None,
     ),
     # --- the wrapper --------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from cloister.manifest.prepare import Settings, with_hashes
 from cloister.manifest.signed import beside
 from cloister.manifest.tree import FileTree
 from cloister.platforms.gramine.build import host_of, translated
+from cloister.platforms.gramine.bytecode import notes_on
 from cloister.platforms.gramine.installation import Installation
 from cloister.platforms.gramine.messages import Translator
 from cloister.platforms.gramine.presence import APP_SUFFIX, DEVICE, signed_files
@@ -133,7 +134,7 @@ def run_direct(
     now = datetime.datetime.now(datetime.timezone.utc)
     settings = Settings(libpal=b"", now=now, entrypoint_is_uri=not runtime.entrypoint_has_hash)
     data, notes = with_hashes(translated(converted), base, settings, FileTree())
-    for line in (*converted.notes, *notes):
+    for line in (*converted.notes, *notes, *notes_on(text.manifest, base)):
         note(line)
     program = installation.require("gramine-direct")
     where = _MEMORY if os.access(_MEMORY, os.W_OK | os.X_OK) else None
