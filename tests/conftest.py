@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+from cloister.runtime.linux import set_dumpable
 
 if TYPE_CHECKING:
     from cloister.platforms.simulated import SimulatedEnclave, SimulatedPlatform
@@ -57,6 +59,16 @@ def own_user_directories(
         monkeypatch.setenv(variable, str(home / variable.lower()))
     monkeypatch.setenv("NO_COLOR", "1")
     return home
+
+
+@pytest.fixture(autouse=True)
+def dumpable_again() -> Iterator[None]:
+    """Take back what commands that ran in this process did to it for the sake of their keys.
+
+    An ordinary user's process can neither read its own environment nor start a sandbox afterwards.
+    """
+    yield
+    set_dumpable(True)
 
 
 @pytest.fixture
