@@ -309,6 +309,7 @@ def test_a_database_that_is_locked_stops_neither_deadlines_nor_the_end(
         assert time.monotonic() - begun < 4
         begun = time.monotonic()
         with socket.create_connection(("localhost", server.port), 10) as idle:
+            idle.sendall(b"\x16")
             assert idle.recv(1) == b""
         assert 1 < time.monotonic() - begun < 4
         eventually(lambda: httpx.get(admin_url(server) + "/healthz").status_code == 503)
@@ -345,6 +346,30 @@ def test_clients_above_the_limit_wait_for_their_turn(setting: Setting, serve: Se
     assert time.monotonic() - started > 2  # until a silent one was dropped
     for connection in silent:
         connection.close()
+
+
+def test_a_client_may_connect_long_before_it_speaks(setting: Setting, serve: Serve) -> None:
+    """As Gramine's library does, which makes its quotes in between."""
+    server = serve("--client-timeout", "2")
+    context = setting.context(create_identity(setting.enclave().quote))
+    with socket.create_connection(("localhost", server.port), 10) as raw:
+        time.sleep(5)  # longer than where others wait, and than what it has from then on
+        with context.wrap_socket(raw, server_hostname="localhost") as tls:
+            tls.sendall(REQUEST)
+            assert server.decisions(1)[0]["outcome"] == "released"
+            assert tls.recv(100)
+
+
+def test_a_server_that_ends_does_not_wait_long_for_silent_clients(
+    setting: Setting, serve: Serve
+) -> None:
+    server = serve()
+    with socket.create_connection(("localhost", server.port), 10):
+        assert setting.fetch(server.port)["key"] == KEY.hex()
+        begun = time.monotonic()
+        server.process.terminate()
+        server.process.wait(20)
+        assert time.monotonic() - begun < 10
 
 
 def test_bytes_behind_the_request_do_not_cost_the_client_its_answer(

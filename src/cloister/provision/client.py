@@ -97,6 +97,12 @@ def _fetch_from(
     deadline = Deadline(timeout)
     try:
         raw = connect_tcp(server.host, server.port, deadline.remaining())
+    except socket.gaierror as error:
+        raise ProvisioningError(
+            f"no address is known for this name ({error.strerror})",
+            hint="the enclave's runtime looks names up as this machine does; an /etc/hosts of the"
+            " manifest is the program's alone",
+        ) from error
     except (OSError, UnicodeError) as error:  # of a name that no host can have
         reason = error.strerror if isinstance(error, OSError) else None
         raise ProvisioningError(
@@ -125,7 +131,8 @@ def _exchange(
     except ssl.SSLCertVerificationError as error:
         raise ProvisioningError(
             f"its certificate is not believed ({error.verify_message})",
-            hint=f"{CA_CHAIN_PATH} must name its CA, and the address its certificate's name",
+            hint=f"{CA_CHAIN_PATH} must name its CA, and the address its certificate's name (an IP"
+            " address as such: cloister certs new --host ADDRESS)",
         ) from error
     except TimeoutError as error:
         raise ProvisioningError(

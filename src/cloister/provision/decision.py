@@ -46,7 +46,7 @@ class Outcome(enum.Enum):
     RELEASED = "released"
     REFUSED = "refused"
     DROPPED = "dropped"
-    """It left, or failed at TLS, before it showed a certificate or asked for anything."""
+    """It left, or was too slow, or failed at TLS."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Decision:
         words = {
             Outcome.RELEASED: f"RELEASED {self.secret} to",
             Outcome.REFUSED: "REFUSED",
-            Outcome.DROPPED: "no exchange with",
+            Outcome.DROPPED: "broken off with" if self.identity else "no exchange with",
         }
         time = self.time.strftime("%Y-%m-%dT%H:%M:%SZ")
         parts = [time, words[self.outcome], f"{self.peer}:", self.reason]

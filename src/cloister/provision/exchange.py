@@ -24,6 +24,7 @@ from cloister.ratls.deadline import Deadline
 from cloister.ratls.server import Channel, RaTlsServer
 
 _NO_CERTIFICATE = "peer did not return a certificate"
+_SILENT = "not one byte"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,7 +120,8 @@ class Exchange:
     def __init__(self, connected: socket.socket, peer: str, rules: Rules) -> None:
         self.socket = connected
         limits = rules.limits
-        self.deadline = Deadline(min(limits.hello_timeout, limits.client_timeout), "not one byte")
+        self.deadline = Deadline(limits.hello_timeout, _SILENT)
+        self._crowded_deadline = Deadline(limits.crowded_hello_timeout, _SILENT)
         self.step: Step | None = None
         self.refusal: Decision | None = None
         self._peer = peer
@@ -134,6 +136,11 @@ class Exchange:
     def fail(self, error: Exception) -> Step | None:
         """Go on, but the step failed."""
         return self._go_on(lambda: self._steps.throw(error))
+
+    def hurry(self) -> None:
+        """Give a client that has sent nothing yet no more time than where others wait."""
+        if self._channel is None:
+            self.deadline = self._crowded_deadline
 
     def close(self) -> None:
         """Close the connection, with TLS's farewell if there was TLS."""
@@ -217,5 +224,6 @@ def _reason(error: Exception) -> str:
         words = [str(item[2]) for item in details if len(item) > 2]
         return f"TLS failed ({', '.join(words) or 'unknown cause'})"
     if isinstance(error, (OSError, EOFError)):
-        return str(error) or type(error).__name__
+        reason = error.strerror if isinstance(error, OSError) else None
+        return reason or str(error) or type(error).__name__
     return f"internal error ({type(error).__name__})"

@@ -64,6 +64,7 @@ class Exchanges:
         self._defect = defect
         self._watched: dict[Exchange, int] = {}
         self._running: set[Exchange] = set()
+        self._unhurried: set[Exchange] = set()
         self._deadlines: list[tuple[float, int, Exchange]] = []
         self._serial = itertools.count()
         self._judged: collections.deque[tuple[Exchange, ToJudge, ClientJudgement | Exception]] = (
@@ -105,8 +106,16 @@ class Exchanges:
     def begin(self, exchange: Exchange) -> None:
         """Serve one more client."""
         self._running.add(exchange)
+        self._unhurried.add(exchange)
         self._expect(exchange)
         self._resume(exchange)
+
+    def hurry(self) -> None:
+        """Others wait: whoever has sent nothing yet has less time."""
+        while self._unhurried:
+            exchange = self._unhurried.pop()
+            exchange.hurry()
+            self._expect(exchange)
 
     def go_on(self, exchange: Exchange) -> None:
         """Resume an exchange whose socket is ready."""
@@ -218,6 +227,7 @@ class Exchanges:
 
     def _end(self, exchange: Exchange) -> None:
         self._running.discard(exchange)
+        self._unhurried.discard(exchange)
         if exchange.refusal is not None:  # nobody waits for that record
             self._have_recorded(None, ToRecord(exchange.refusal))
         try:

@@ -25,8 +25,10 @@ class Limits:
         max_clients: clients that are served at once; more wait, and their time has not begun.
         max_per_address: how many of them one address may have, so that it keeps nobody out.
         max_waiting: clients that wait; half of them at most from one address.
-        client_timeout: seconds for handshake, request and answer together.
-        hello_timeout: seconds until the first byte.
+        client_timeout: seconds for handshake, request and answer together, from the first byte on.
+        hello_timeout: seconds until the first byte. Gramine's library connects before it makes its
+            key and two quotes, for which it may have to fetch a certificate first.
+        crowded_hello_timeout: the same while others wait.
         rate: connections of one address that are begun with a second, on average; more wait.
         burst: how many of them are begun with at once.
     """
@@ -35,7 +37,8 @@ class Limits:
     max_per_address: int = 192
     max_waiting: int = 2048
     client_timeout: float = 10.0
-    hello_timeout: float = 3.0
+    hello_timeout: float = 30.0
+    crowded_hello_timeout: float = 3.0
     rate: float = 100.0
     burst: int = 1000
 

@@ -190,6 +190,8 @@ class KeyServer:
             self._listen_with(selector)
         if self._admission.waiting:
             self._start_waiting(exchanges)
+        if self._admission.waiting or self._stopping.is_set():
+            exchanges.hurry()
 
     def _start_waiting(self, exchanges: Exchanges) -> None:
         for _ in range(_AT_ONCE):
