@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -91,6 +92,18 @@ def test_names_are_looked_up_by_the_hosts_files_only_where_a_name_is_asked() -> 
     by_number = sgx(SECRET + 'loader.env.SECRET_PROVISION_SERVERS = "10.0.0.1:4433"\n')
     assert "allowed_files" not in by_number["sgx"]
     assert "/etc/hosts" not in [mount["path"] for mount in by_number["fs"]["mounts"]]
+
+
+def test_mounted_devices_are_allowed_where_the_version_asks_for_it() -> None:
+    mounts = '{ path = "/d", uri = "dev:/dev/null" }, { path = "/e", uri = "dev:/dev/zero" }'
+    manifest = text('sgx.allowed_files = ["dev:/dev/zero"]', mounts)
+    converted = for_sgx(manifest, RUNTIME, HOST)
+    assert converted.document["sgx"]["allowed_files"] == ["dev:/dev/zero", "dev:/dev/null"]
+    assert [note for note in converted.notes if "dev:" in note] == [
+        "dev:/dev/null is added to sgx.allowed_files, where Gramine wants devices"
+    ]
+    older = for_sgx(manifest, dataclasses.replace(RUNTIME, version=(1, 8)), HOST)
+    assert older.document["sgx"]["allowed_files"] == ["dev:/dev/zero"]
 
 
 def test_what_is_trusted_is_not_made_allowed() -> None:
@@ -484,14 +497,50 @@ def test_direct_opens_our_files_with_the_key_and_says_what_it_lacks(
     monkeypatch.setattr(running, "_MEMORY", memory)
     assert run(BUILD) == 0
     capfd.readouterr()
-    command = ["run", "--platform", "gramine-direct", "--insecure-key", "default=key", "app", "z"]
+    command = ["run", "--platform", "gramine-direct", "--insecure-key", "default=key", "app"]
     assert run(command) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["opened"] == {"encrypted/x": "secret content"}
     assert "NOT PROTECTED" in err
-    assert "cloister: command-line arguments are dropped, loader.argv stands: z" in err
     assert KEY.hex() not in "".join(p.read_text() for p in Path().glob("app.*manifest"))
     assert list(memory.iterdir()) == [], "the manifest with the key is gone"
+
+
+def test_direct_refuses_arguments_that_would_be_dropped(
+    programs: Path, app: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(BUILD) == 0
+    assert run(["run", "--platform", "gramine-direct", "app", "z"]) == 2
+    assert "argument 'z': the manifest fixes the arguments" in capfd.readouterr().err
+
+
+def has_ended(process: int) -> bool:
+    try:
+        return "State:\tZ" in Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_gramine_ends_with_whoever_started_it(programs: Path, app: Path, tmp_path: Path) -> None:
+    """Else it would go on unseen, with its keys in memory."""
+    assert run(BUILD) == 0
+    started = tmp_path / "started"
+    (programs / "gramine-direct").write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = --version ]; then echo "Gramine 1.9 (x)"; exit; fi\n'
+        f"echo $$ > {started}.new; mv {started}.new {started}\n"
+        "exec sleep 100\n"
+    )
+    command = [sys.executable, "-m", "cloister", "run", "--platform", "gramine-direct", "app"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as running:
+        deadline = time.monotonic() + 30
+        while not started.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        theirs = int(started.read_text())
+        running.kill()
+    while not has_ended(theirs):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_direct_without_key_says_so(

@@ -26,6 +26,31 @@ def translated(*pieces: bytes) -> bytes:
             "denied: file x.py",
         ),
         (
+            '[P1:T1:] error: Mounting "file:no" (chroot) under /dir with space failed: Nowhere',
+            "mount of no at /dir with space failed: Nowhere",
+        ),
+        (
+            "[P1:T1:] error: libos_init() failed in init_exec_handle: Exec format error (ENOEXEC)",
+            "no program of this machine, nor a script",
+        ),
+        ("[P1:T1:x] warning: pf_open failed: Callback failed", "another key, or empty"),
+        ("[P1:T1:x] warning: pf_open failed: Invalid path", "moved or renamed outside"),
+        ("[P1:T1:x] warning: pf_open failed: Invalid header", "not encrypted, or cut off"),
+        ("[P1:T1:x] warning: pf_open failed: Out of luck", "does not open: Out of luck"),
+        (
+            "[P1:T1:x] warning: PalStreamChangeName failed: Operation denied (PAL_ERROR_DENIED)",
+            "refused an operation on an encrypted file: Operation denied (PAL_ERROR_DENIED)",
+        ),
+        (
+            "[P1:libos] error: Child process (vmid: 0x2) got disconnected",
+            "a process of the program was killed from outside (process 0x2)",
+        ),
+        (
+            "[P1:T1:] error: Discarding cmdline arguments (/dev/shm/x/c more [...]) because "
+            "loader.argv was specified in the manifest.",
+            "command-line arguments are dropped, loader.argv stands: more and what follows",
+        ),
+        (
             "[P1:T1:a] warning: Disallowing access to file 'libgomp.so.1'; file is not allowed.",
             "passed over: a library libgomp.so.1",
         ),
@@ -172,3 +197,19 @@ def test_a_line_may_come_in_pieces() -> None:
     pieces = [line[i : i + 1] for i in range(len(line))]
     assert translated(*pieces) == translated(line)
     assert translated(line, line) == translated(line), "told once"
+
+
+def test_what_says_less_than_the_line_before_is_left_out() -> None:
+    start_dir = b"[P1:T1:] error: Invalid 'fs.start_dir' in manifest.\n"
+    general = b"[P1:T1:] error: libos_init() failed in init_mount: Invalid argument (EINVAL)\n"
+    assert b"a mount failed" in translated(general)
+    assert translated(start_dir, general) == translated(start_dir)
+    assert translated(start_dir).startswith(b"cloister: fs.start_dir is not there\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["lib_AESGCMDecrypt failed: -6", "EOF", "newfstatat: ignoring AT_NO_AUTOMOUNT."],
+)
+def test_lines_that_say_nothing_to_users_are_left_out(text: str) -> None:
+    assert translated(f"[P1:T1:x] warning: {text}\n".encode()) == b""

@@ -32,17 +32,7 @@ def arguments(manifest: Manifest, given: Sequence[str], read: ReadFile) -> list[
     loader = manifest.loader
     if loader.insecure__use_cmdline_argv:
         return [manifest.libos.entrypoint, *given]
-    if given and not (loader.argv or loader.argv_src_file):
-        raise InputError(
-            f"argument {given[0]!r}: the manifest lets no command-line arguments in",
-            hint="set loader.argv in the manifest, or loader.insecure__use_cmdline_argv = true "
-            "(the host then chooses the arguments)",
-        )
-    if given:
-        raise InputError(
-            f"argument {given[0]!r}: the manifest fixes the arguments",
-            hint="leave the arguments out, or remove loader.argv from the manifest",
-        )
+    require_that_they_count(manifest, given)
     if loader.argv_src_file:
         found = _strings(loader.argv_src_file, read(loader.argv_src_file))
         if not found:
@@ -51,6 +41,27 @@ def arguments(manifest: Manifest, given: Sequence[str], read: ReadFile) -> list[
             )
         return found
     return list(loader.argv) if loader.argv else [manifest.libos.entrypoint]
+
+
+def require_that_they_count(manifest: Manifest, given: Sequence[str]) -> None:
+    """Refuse arguments of the command line where the manifest would have them dropped.
+
+    Raises:
+        InputError: there are some.
+    """
+    loader = manifest.loader
+    if not given or loader.insecure__use_cmdline_argv:
+        return
+    if not (loader.argv or loader.argv_src_file):
+        raise InputError(
+            f"argument {given[0]!r}: the manifest lets no command-line arguments in",
+            hint="set loader.argv in the manifest, or loader.insecure__use_cmdline_argv = true "
+            "(the host then chooses the arguments)",
+        )
+    raise InputError(
+        f"argument {given[0]!r}: the manifest fixes the arguments",
+        hint="leave the arguments out, or remove loader.argv from the manifest",
+    )
 
 
 def declared(manifest: Manifest, host: Mapping[str, str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ from cloister.platforms.gramine.installation import Installation
 from cloister.platforms.gramine.messages import Translator
 from cloister.platforms.gramine.presence import APP_SUFFIX, DEVICE, signed_files
 from cloister.platforms.gramine.translation import for_direct
+from cloister.runtime import linux
+from cloister.runtime.environment import require_that_they_count
 from cloister.sgx.report import Attribute
 from cloister.sgx.sigstruct import Sigstruct
 from cloister.signals import forwarded_signals, prompt_signals
@@ -113,7 +116,7 @@ def run_direct(
         log_level: in place of ``loader.log_level``.
 
     Raises:
-        InputError: it was not built.
+        InputError: it was not built, or takes no such arguments.
         PlatformError: no Gramine.
         ManifestError: Gramine cannot run it.
     """
@@ -126,6 +129,7 @@ def run_direct(
             f"{path}: does not exist; APP is the name that stands before .manifest",
             hint=f"cloister build {app.name}.manifest.template",
         ) from error
+    require_that_they_count(text.manifest, arguments)
     note(f"{installation.title}, {DIRECT_PROTECTS}")
     runtime = installation.runtime()
     converted = for_direct(text, runtime, host_of(base), keys)
@@ -183,7 +187,13 @@ def _start(command: Sequence[str], base: Path, attach: Attach) -> tuple[int, boo
     """
     translator = Translator(_to_standard_error)
     try:
-        process = subprocess.Popen(command, cwd=base, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command,
+            cwd=base,
+            stderr=subprocess.PIPE,
+            # There is no other thread yet.
+            preexec_fn=lambda: linux.die_with_parent(signal.SIGKILL),  # noqa: PLW1509
+        )
     except OSError as error:
         raise PlatformError(f"{command[0]} does not start: {error.strerror}") from error
     with process, prompt_signals():

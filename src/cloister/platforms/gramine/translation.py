@@ -19,7 +19,7 @@ from cloister.manifest.convert import Converted, to_gramine
 from cloister.manifest.libraries import DEFAULT_DIRECTORIES
 from cloister.manifest.model import Manifest
 from cloister.manifest.parse import ManifestText
-from cloister.manifest.uris import FILE
+from cloister.manifest.uris import DEVICE, FILE
 from cloister.platforms.base import SealingPolicy
 from cloister.provision.variables import LD_PRELOAD, LIBRARY, SERVERS, is_asked
 
@@ -164,7 +164,24 @@ def _for_runtime(text: ManifestText, runtime: Runtime, host: Host) -> Converted:
     # Else it swallows the signal by which service managers and containers stop programs.
     document.setdefault("sys", {}).setdefault("enable_sigterm_injection", True)
     result.notes += _leave_out(document, runtime.version)
+    result.notes += _let_devices_in(document, runtime.version)
     return result
+
+
+def _let_devices_in(document: dict[str, Any], version: tuple[int, int]) -> list[str]:
+    """Allow the devices that are mounted, which 1.9 asks for; say which."""
+    sgx = document["sgx"]
+    allowed = sgx.get("allowed_files", [])
+    mounted = [mount["uri"] for mount in document["fs"]["mounts"] if _is_device(mount)]
+    missing = [uri for uri in dict.fromkeys(mounted) if uri not in allowed]
+    if version < (1, 9) or not missing:
+        return []
+    sgx["allowed_files"] = [*allowed, *missing]
+    return [f"{uri} is added to sgx.allowed_files, where Gramine wants devices" for uri in missing]
+
+
+def _is_device(mount: Mapping[str, Any]) -> bool:
+    return mount.get("type", "chroot") == "chroot" and str(mount["uri"]).startswith(f"{DEVICE}/")
 
 
 def _leave_out(document: dict[str, Any], version: tuple[int, int]) -> list[str]:
