@@ -27,7 +27,10 @@ class App:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.settings: dict[str, str] = {"fs.start_dir": '"/"'}
+        self.settings: dict[str, str] = {
+            "fs.start_dir": '"/"',
+            "sys.stack.size": '"512K"',  # Debian 13's wc wants more than the 256 KiB of the default
+        }
         self.mounts: list[str] = []
         self.trusted: list[str] = []
         self.built = ""

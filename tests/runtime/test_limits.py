@@ -70,6 +70,7 @@ def test_subprocesses_can_be_forbidden(app: App, mode: str) -> None:
 
 
 def test_direct_mode_has_the_limits_of_a_library_os_only(app: App) -> None:
+    del app.settings["sys.stack.size"]
     done = app.direct([PYTHON, "/programs/limits.py", "limits", "threads"])
     got = json.loads(done.stdout)
     assert got["limits"]["STACK"][0] == 256 << 10
@@ -98,3 +99,15 @@ def test_arguments_that_the_stack_cannot_hold(app: App) -> None:
     done = app.direct(["/bin/true"], expect=1)
     assert "cannot start: Argument list too long" in done.stderr
     assert "hint: sys.stack.size has to hold arguments and environment" in done.stderr
+
+
+@pytest.mark.parametrize(("size", "told"), [('"256K"', "256 KiB"), ('"4M"', "4096 KiB")])
+def test_a_segmentation_fault_is_told_with_the_size_of_the_stack(
+    app: App, size: str, told: str
+) -> None:
+    """What overflows a small stack says nothing itself, and the shell of the user is elsewhere."""
+    app.settings["sys.stack.size"] = size
+    done = app.enclave_shell("kill -SEGV $$", expect=139)
+    assert "cloister: the program ended by a segmentation fault (SIGSEGV)\n" in done.stderr
+    assert f"its stack has {told} here (sys.stack.size)" in done.stderr
+    assert "segmentation" not in app.enclave_shell("exit 3", expect=3).stderr

@@ -100,6 +100,15 @@ class Journal:
         if self._level >= Level.ERROR:
             self._write(f"cloister: limit: {reached}")
 
+    def fault(self, stack: int) -> None:
+        """Tell that the program ended by a segmentation fault; its stack has so many bytes."""
+        if self._level >= Level.ERROR:
+            self._write("cloister: the program ended by a segmentation fault (SIGSEGV)")
+            self._write(
+                f"hint: if it does not natively: its stack has {stack >> 10} KiB here"
+                " (sys.stack.size), and usually 8192 there"
+            )
+
     def released(self, provisioned: Provisioned) -> None:
         """Tell who released a secret."""
         if self.recorder is not None:

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import gc
 import posixpath
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -157,6 +158,8 @@ class _Run:
             sandbox.start(plan)
             server.serve()
             code = sandbox.result(self._journal.limit)
+        if code == 128 + signal.SIGSEGV:
+            self._journal.fault(self._manifest.sys.stack.size)
         if self._journal.recorder is not None:
             self._journal.recorder.ended(code, sandbox.memory)
         if record is not None and trail is not None:
