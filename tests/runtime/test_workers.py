@@ -48,6 +48,7 @@ def secret(app: App) -> App:
     app.settings["fs.insecure__keys.default"] = f'"{KEY}"'
     app.settings["fs.start_dir"] = '"/files"'
     app.settings["sgx.max_threads"] = "512"
+    app.settings["sgx.enclave_size"] = '"1G"'  # the C library sets address space apart for threads
     return app
 
 
