@@ -24,6 +24,14 @@ KNOWN = {"libos", "loader", "fs", "sys", "sgx"}
 REQUIRED = (("fs", "mounts"), ("libos", "entrypoint"), ("loader", "entrypoint"))
 NAMES = ("gramine-direct", "gramine-sgx", "gramine-sgx-sign")
 
+# Lines of manifests for it: a secret that a key server releases, and a mount that needs it.
+SECRET = """
+loader.env.SECRET_PROVISION_CONSTRUCTOR = "1"
+loader.env.SECRET_PROVISION_SET_KEY = "default"
+loader.env.SECRET_PROVISION_CA_CHAIN_PATH = "/ca.crt"
+"""
+ENCRYPTED = '{ path = "/data", uri = "file:encrypted", type = "encrypted" }'
+
 
 def install(prefix: Path, *, version: str = "1.9") -> Path:
     """Install the stand-in below ``prefix``; return the directory of its programs."""

@@ -22,14 +22,6 @@ _SUFFIX = ".pyc"
 _VERSIONED = re.compile(r"python3\.\d+")
 
 
-def judged_by_time(pyc: bytes) -> bool:
-    """Tell whether a ``.pyc`` file with these first bytes is for a source of a certain time.
-
-    PEP 552: all flags are clear then. False for what is no ``.pyc`` file.
-    """
-    return len(pyc) >= _HEADER.size and _HEADER.unpack_from(pyc)[1] == 0
-
-
 def notes_on(manifest: Manifest, base: Path) -> list[str]:
     """Return what to tell of trusted modules that would be compiled at each start, if any.
 
@@ -68,5 +60,7 @@ def _one_of_each_cache(directory: Path) -> Iterator[Path]:
 
 
 def _is_judged_by_time(path: Path) -> bool:
+    """Tell whether a ``.pyc`` file is for a source of a certain time: all flags are clear then."""
     with path.open("rb") as file:
-        return judged_by_time(file.read(_HEADER.size))
+        start = file.read(_HEADER.size)
+    return len(start) == _HEADER.size and _HEADER.unpack(start)[1] == 0
