@@ -97,6 +97,22 @@ def test_the_kernel_reads_the_copy_without_asking(reader: App) -> None:
 
 
 @only_root
+def test_files_of_one_size_have_a_copy_each(app: App) -> None:
+    """Unless they are the same."""
+    (app.directory / "files").mkdir()
+    for name in ("a", "b", "c"):
+        (app.directory / "files" / name).write_bytes(name.replace("c", "a").encode() * SIZE)
+    app.mount("/files", "file:files")
+    app.trusted.append("file:files/")
+    app.build_shell()
+    script = "for n in a b c; do cat /files/$n >/dev/null; head -c 1 /files/$n; done; echo; read x"
+    for kept in (0, 2):
+        with running(app, script) as process:
+            assert line(process) == "aba\n"
+            assert len(copies(process)) == kept
+
+
+@only_root
 def test_what_is_kept_was_verified(reader: App) -> None:
     large = reader.directory / "files" / "large"
     content = bytearray(large.read_bytes())

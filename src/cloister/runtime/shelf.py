@@ -69,8 +69,8 @@ class Shelf:
         self._room = room
         self._announce = announce
         self._directory = linux.nameless_tmpfs({"huge": "always", "noswap": None})
-        # SHA-256 and size of the content -> number for the kernel, and descriptor
-        self._copies: dict[tuple[bytes, int], tuple[int, int]] = {}
+        # digests of the content's chunks -> number for the kernel, and descriptor
+        self._copies: dict[bytes, tuple[int, int]] = {}
 
     def keep(self, path: str, open_file: Callable[[], TrustedHandle]) -> Kept | None:
         """Return a trusted file that the kernel reads by itself, None if it is not to be kept.
@@ -91,7 +91,7 @@ class Shelf:
 
     def _kept(self, file: TrustedHandle, expected: int) -> Kept | None:
         size = file.entry.size
-        key = file.entry.sha256, size
+        key = file.entry.chunks
         try:
             if size != expected:
                 return None
