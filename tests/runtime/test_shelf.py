@@ -74,7 +74,10 @@ def copies(process: subprocess.Popen[str]) -> list[Path]:
     """The nameless files of the runtime that are as large as the trusted one."""
     found = []
     for path in Path(f"/proc/{process.pid}/fd").iterdir():
-        status = path.stat()
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # closed meanwhile
+            continue
         if stat.S_ISREG(status.st_mode) and (status.st_nlink, status.st_size) == (0, SIZE):
             found.append(path)
     return found
