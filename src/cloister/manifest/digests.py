@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from cloister.errors import CloisterError
 from cloister.manifest.cache import HashCache
 from cloister.manifest.hashing import Progress, ShowProgress, hash_files, unseen
-from cloister.manifest.index import UNKNOWN_SIZE, TrustedEntry
+from cloister.manifest.index import INDEX_VERSION, UNKNOWN_SIZE, TrustedEntry
 from cloister.manifest.tree import FileTree, Seen
 from cloister.manifest.trusted import Candidate, Problem
 
@@ -51,10 +51,14 @@ def look(candidates: Mapping[str, Candidate], tree: FileTree, problem: Problem) 
 
 
 def state_of(candidates: Mapping[str, Candidate], seen: Mapping[str, Seen]) -> bytes:
-    """Return a digest that changes whenever a name, a stamp or a given hash does, 32 bytes."""
+    """Return a digest that changes whenever the index of the files would, 32 bytes.
+
+    It covers their names, their stamps and the hashes that are given.
+    """
     names = os.fsencode("\0".join(candidates))
     known = [_state(candidate, seen.get(candidate.host)) for candidate in candidates.values()]
-    return hashlib.sha256(hashlib.sha256(names).digest() + b"".join(known)).digest()
+    kind = INDEX_VERSION.to_bytes(4, "little")
+    return hashlib.sha256(kind + hashlib.sha256(names).digest() + b"".join(known)).digest()
 
 
 def _state(candidate: Candidate, seen: Seen | None) -> bytes:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from cloister.errors import InputError
-from cloister.manifest.index import CHUNK_SIZE, TrustedEntry
+from cloister.manifest.index import CHUNK_SIZE, TrustedEntry, chunk_digest
 
 Progress = Callable[[int], None]
 """Told how many more bytes are done."""
@@ -71,7 +71,7 @@ def hash_files(
 
     Args:
         files: name and size in bytes; the size only serves to spread the work.
-        whole: whether to hash whole files too. Every byte is hashed once more then.
+        whole: whether to hash whole files too, for formats that want their SHA-256.
         progress: told how many more bytes are done.
 
     Returns:
@@ -137,7 +137,7 @@ def hash_file(
     Args:
         name: the file; symbolic links are followed.
         buffer: memory to read into, a multiple of the chunk size.
-        whole: whether to hash the whole file too, if it has more than one chunk.
+        whole: whether to hash the whole file too.
 
     Returns:
         Its stamp, None if the cache must not keep the digests, and the digests.
@@ -168,13 +168,6 @@ def hash_file(
 
 def _digest(descriptor: int, size: int, buffer: memoryview, *, whole: bool) -> TrustedEntry | None:
     """Digest exactly ``size`` bytes; None if the file is shorter."""
-    if size <= CHUNK_SIZE:
-        # One chunk is the whole file, so it need not be hashed twice.
-        piece = buffer[:size]
-        if not _fill(descriptor, piece):
-            return None
-        digest = hashlib.sha256(piece).digest()
-        return TrustedEntry(size, digest, digest if size else b"")
     all_of_it = hashlib.sha256()
     chunks: list[bytes] = []
     for length in _lengths(size, len(buffer)):
@@ -184,7 +177,7 @@ def _digest(descriptor: int, size: int, buffer: memoryview, *, whole: bool) -> T
         if whole:
             all_of_it.update(piece)
         parts = (piece[at : at + CHUNK_SIZE] for at in range(0, length, CHUNK_SIZE))
-        chunks += (hashlib.sha256(part).digest() for part in parts)
+        chunks += map(chunk_digest, parts)
     return TrustedEntry(size, all_of_it.digest() if whole else b"", b"".join(chunks))
 
 

@@ -5,7 +5,7 @@ therefore holds only the digest of this index, and the index is laid out so that
 hash and nothing else; nothing is parsed before it is asked for. Layout, all numbers little endian:
 
 ====================  =================================================================
-header                ``CLOINDEX``, u32 version 2, u32 chunk size 65536, u32 number of
+header                ``CLOINDEX``, u32 version 3, u32 chunk size 65536, u32 number of
                       files, u32 size of the names in bytes, u64 number of chunk digests
 records               a file: u64 size, 32 bytes SHA-256, u64 number of its first chunk.
                       All ones as size: only the SHA-256 is known, there are no chunks. All
@@ -15,11 +15,15 @@ numbers               u32 for each key: the number of its file, from 0
 places                u32 for each file: where its name begins in the names; and one more,
                       the size of the names
 names                 UTF-8, in the order of the records, each followed by NUL
-chunk digests         32 bytes SHA-256 each; the last chunk of a file may be short
+chunk digests         32 bytes BLAKE3 each; the last chunk of a file may be short
 ====================  =================================================================
 
 Files are sorted by the bytes of their names, so that equal inputs give equal bytes. A name is found
 by halving the keys: an index whose keys are in disorder, though signed, does not find its files.
+
+Chunks are verified each time they are served, while a program waits. So their digests are BLAKE3,
+which takes 0.4 of the time of SHA-256 where the processor has instructions for that, and less where
+it has not.
 """
 
 from __future__ import annotations
@@ -34,15 +38,17 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from blake3 import blake3
+
 from cloister.errors import TrustedIndexError
 from cloister.manifest.uris import normalise
 
 CHUNK_SIZE = 65536
 DIGEST_SIZE = 32
 UNKNOWN_SIZE = -1
+INDEX_VERSION = 3
 
 _MAGIC = b"CLOINDEX"
-_VERSION = 2
 _HEADER = struct.Struct("<8sIIIIQ")
 _RECORD = struct.Struct("<Q32sQ")
 _KEY = struct.Struct("<Q")
@@ -60,7 +66,7 @@ class TrustedEntry(NamedTuple):
     Attributes:
         size: in bytes; :data:`UNKNOWN_SIZE` where only the hash of the whole file is known.
         sha256: of the whole file, 32 bytes; empty where only those of its chunks are known.
-        chunks: SHA-256 of each :data:`CHUNK_SIZE` bytes, 32 bytes each, one after the other; empty
+        chunks: BLAKE3 of each :data:`CHUNK_SIZE` bytes, 32 bytes each, one after the other; empty
             for an empty file and where only the hash of the whole file is known.
     """
 
@@ -72,6 +78,11 @@ class TrustedEntry(NamedTuple):
 def chunk_count(size: int) -> int:
     """Return how many chunks a file of ``size`` bytes has."""
     return -(-size // CHUNK_SIZE)
+
+
+def chunk_digest(chunk: bytes | memoryview) -> bytes:
+    """Return the digest of a chunk, 32 bytes."""
+    return blake3(chunk).digest()
 
 
 def write_index(entries: Mapping[str, TrustedEntry]) -> bytes:
@@ -91,7 +102,7 @@ def write_index(entries: Mapping[str, TrustedEntry]) -> bytes:
         size, sha256, chunks = entries[name]
         only_hash = size == UNKNOWN_SIZE
         expected = 0 if only_hash else chunk_count(size) * DIGEST_SIZE
-        nothing_known = not sha256 and not chunks
+        nothing_known = only_hash and not sha256
         if "\0" in name or len(chunks) != expected or nothing_known:
             raise ValueError(f"{name!r}: cannot be put into an index")
         first = len(digests) // DIGEST_SIZE
@@ -106,7 +117,7 @@ def write_index(entries: Mapping[str, TrustedEntry]) -> bytes:
     )
     blob = b"".join(name + b"\0" for name in encoded)
     header = _HEADER.pack(
-        _MAGIC, _VERSION, CHUNK_SIZE, len(names), len(blob), len(digests) // DIGEST_SIZE
+        _MAGIC, INDEX_VERSION, CHUNK_SIZE, len(names), len(blob), len(digests) // DIGEST_SIZE
     )
     return b"".join((header, records, search, blob, digests))
 
@@ -269,9 +280,9 @@ def _read_header(data: bytes) -> tuple[int, int, int]:
             f"index of trusted files: {len(data)} bytes, too short for a header"
         )
     magic, version, chunk_size, count, names_size, digest_count = _HEADER.unpack_from(data)
-    if magic == _MAGIC and version != _VERSION:
+    if magic == _MAGIC and version != INDEX_VERSION:
         raise TrustedIndexError(
-            f"index of trusted files: version {version}, expected {_VERSION}",
+            f"index of trusted files: version {version}, expected {INDEX_VERSION}",
             hint="another version of Cloister built it; build again",
         )
     if (magic, chunk_size) != (_MAGIC, CHUNK_SIZE):

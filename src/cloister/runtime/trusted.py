@@ -14,7 +14,7 @@ from hmac import compare_digest
 from typing import NoReturn
 
 from cloister.fuse.filesystem import Attributes
-from cloister.manifest.index import CHUNK_SIZE, DIGEST_SIZE, TrustedEntry
+from cloister.manifest.index import CHUNK_SIZE, DIGEST_SIZE, TrustedEntry, chunk_digest
 from cloister.runtime.nodes import ROOM, Handle
 from cloister.runtime.policy import Intent
 from cloister.runtime.scene import Scene, shown
@@ -83,7 +83,7 @@ class TrustedHandle(Handle):
         got = os.preadv(self._descriptor(), [view], start)
         if got != end - start:
             self._refuse(f"cut short at byte {start + got} of {whole}")
-        digests = [sha256(view[at : at + CHUNK_SIZE]).digest() for at in range(0, got, CHUNK_SIZE)]
+        digests = [chunk_digest(view[at : at + CHUNK_SIZE]) for at in range(0, got, CHUNK_SIZE)]
         signed = chunks[first * DIGEST_SIZE : (first + len(digests)) * DIGEST_SIZE]
         if not compare_digest(b"".join(digests), signed):
             self._refuse_chunks(first, digests)
@@ -138,7 +138,7 @@ def digest_whole(descriptor: int, entry: TrustedEntry) -> TrustedEntry:
     size = 0
     while data := os.pread(descriptor, CHUNK_SIZE, size):
         whole.update(data)
-        chunks += sha256(data).digest()
+        chunks += chunk_digest(data)
         size += len(data)
     if not compare_digest(whole.digest(), entry.sha256):
         raise TamperedFileError("its SHA-256 is not the signed one")
