@@ -20,6 +20,7 @@ from cloister.platforms.base import SealingPolicy
 from cloister.platforms.simulated import SimulatedEnclave, SimulatedPlatform
 from cloister.runtime.attester import Attester, HeldEnclave, SealingRequest, Started
 from cloister.runtime.load import enclave_program
+from processes import children, is_gone
 from signing import IMAGE, PARAMETERS, signed
 
 DATA = b"d" * 64
@@ -103,11 +104,6 @@ def test_other_files_than_the_measured_ones_do_not_run(app: App) -> None:
         other.confirm(enclave, measured)
 
 
-def children(process: int) -> list[int]:
-    """The processes that a process has forked."""
-    return [int(n) for n in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-
-
 def namespaces(process: int) -> int:
     """How many PID namespaces, one in the other, a process is in (proc_pid_status(5))."""
     (line,) = re.findall("^NSpid:(.*)$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
@@ -115,22 +111,14 @@ def namespaces(process: int) -> int:
 
 
 def holder(process: int) -> int:
-    """The child that holds the enclave: in this namespace, and not one that only turns."""
+    """The child that holds the enclave: in this namespace, and of the usual priority."""
     (found,) = (
         child
         for child in children(process)
         if namespaces(child) == namespaces(os.getpid())
-        and os.sched_getscheduler(child) != os.SCHED_IDLE
+        and os.sched_getscheduler(child) == os.sched_getscheduler(process)
     )
     return found
-
-
-def is_gone(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return True
-    return state == "Z"
 
 
 def wait_until_gone(processes: list[int]) -> None:

@@ -5,6 +5,7 @@ the program waits. So an enclave remembers the names that a run looked up, the d
 listed and which parts of its trusted and encrypted files it read. In the next run with the same
 arguments a process of the sandbox does the same, file by file in the same order, beside the program
 and with all checks. The program then finds names, attributes and content in the kernel's cache.
+Content of trusted files it does not read itself, but orders it (:mod:`cloister.runtime.filler`).
 
 Only names and ranges are kept, no content, in the user's cache directory under a key that only
 this very enclave has: the host, which was asked for each of them anyway, cannot add any. Losing the
@@ -17,9 +18,13 @@ import bisect
 import contextlib
 import hashlib
 import hmac
+import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
+import socket
+import stat
+import struct
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from cloister.files import make_private_directory, write_atomically
@@ -36,6 +41,14 @@ directory was listed.
 
 MOST_BYTES = 1 << 30
 """More is not read ahead: it would take memory that the program needs."""
+
+FIRST_NUMBER = 1 << 40
+"""Trusted files have the inode numbers from here on, in the order of their index."""
+
+ORDER = struct.Struct("=QI")
+"""Content that is ordered: inode number of a trusted file, number of ranges; they follow."""
+
+SPAN = struct.Struct("=QQ")
 
 _FEWEST_BYTES = 4 << 20
 _MOST_RANGES = 50_000
@@ -89,12 +102,15 @@ class Record:
             if not self.foreseen:
                 if _FEWEST_BYTES <= trail.bytes <= MOST_BYTES and not trail.is_cut:
                     self._keep(trail.steps, trail.reread())
-            elif trail.unforeseen(self.foreseen) > _OUTDATED * trail.bytes:
+            elif self._is_outdated_by(trail.unforeseen(self.foreseen)):
                 self._path.unlink()
+
+    def _is_outdated_by(self, unforeseen: int) -> bool:
+        return unforeseen > _OUTDATED * (_size(self.foreseen.values()) + unforeseen)
 
     def _keep(self, steps: Steps, reread: dict[str, int]) -> None:
         merged = [(path, _merged(spans, _SMALL_GAP)) for path, spans in steps.items()]
-        if sum(end - first for _, spans in merged for first, end in spans) > MOST_BYTES:
+        if _size(spans for _, spans in merged) > MOST_BYTES:
             merged = [(path, _merged(spans)) for path, spans in steps.items()]
         text = json.dumps([merged, reread], separators=(",", ":")).encode()
         directory = self._path.parent
@@ -123,7 +139,6 @@ class Trail:
         self.bytes = 0
         self._of_node: dict[int, Spans] = {}
         self._opened: dict[int, tuple[str, int]] = {}
-        self._kept: set[int] = set()
         self._ranges = 0
         self._left_out = 0
 
@@ -158,12 +173,6 @@ class Trail:
         _, times = self._opened.get(node, ("", 0))
         self._opened[node] = uri_path, times + 1
 
-    def kept(self, node: int, size: int) -> None:
-        """Take one opening of a file of that size that the kernel reads by itself."""
-        if node not in self._kept:
-            self._kept.add(node)
-            self.bytes += size
-
     def reread(self) -> dict[str, int]:
         """Return the larger files that were read from their start and opened again.
 
@@ -190,6 +199,11 @@ class Trail:
     def unforeseen(self, foreseen: Steps) -> int:
         """Return how many bytes were read that are not in ``foreseen``."""
         return sum(_outside(spans, foreseen.get(path, [])) for path, spans in self.steps.items())
+
+
+def _size(of_files: Iterable[Spans]) -> int:
+    """Return how many bytes the ranges hold."""
+    return sum(end - first for spans in of_files for first, end in spans)
 
 
 def _merged(spans: Spans, gap: int = 0) -> Spans:
@@ -223,10 +237,14 @@ def _outside(spans: Spans, covering: Spans) -> int:
     return outside
 
 
-def fetch_ahead(foreseen: Steps) -> None:
+def fetch_ahead(foreseen: Steps, orders: socket.socket | None = None) -> None:
     """Use files of the tree so that the kernel has them; what cannot be used is left to others.
 
     Runs in a process of the sandbox. Nothing is imported here: the host's files are gone.
+
+    Args:
+        foreseen: what to use.
+        orders: where content of trusted files is ordered; None reads them too.
     """
     buffer = memoryview(bytearray(_PIECE))
     for path, spans in foreseen.items():
@@ -235,9 +253,19 @@ def fetch_ahead(foreseen: Steps) -> None:
                 os.listdir(path)
                 os.stat(path)  # listing made the kernel forget when it was last read
             elif spans:
-                _read_ahead(path, spans, buffer)
+                if orders is None or not _order(orders, os.lstat(path), spans):
+                    _read_ahead(path, spans, buffer)
             else:
                 os.lstat(path)
+
+
+def _order(orders: socket.socket, status: os.stat_result, spans: Spans) -> bool:
+    """Order content; return False where it has to be read."""
+    if not stat.S_ISREG(status.st_mode) or status.st_ino < FIRST_NUMBER:
+        return False
+    ranges = b"".join(itertools.starmap(SPAN.pack, spans))
+    orders.sendall(ORDER.pack(status.st_ino, len(spans)) + ranges)
+    return True
 
 
 def _read_ahead(path: str, spans: Spans, buffer: memoryview) -> None:

@@ -15,6 +15,7 @@ from cloister.fuse.filesystem import Attributes, Caller, Change
 from cloister.fuse.protocol import OpenFlag
 from cloister.manifest.index import UNKNOWN_SIZE, TrustedEntry
 from cloister.runtime import linux
+from cloister.runtime.filler import number_of
 from cloister.runtime.nodes import Handle, Node, refuse
 from cloister.runtime.place import Place
 from cloister.runtime.policy import Intent
@@ -47,6 +48,7 @@ class HostFile(Node):
         self._was_whole = False
         self._was_opened = False
         self._kept: Handle | None = None
+        self.number = None
         self._trusted = self.scene.rules.trusted(self.place.path)
         self.costs_reading = self._trusted is not None
         if self._trusted is None:
@@ -54,6 +56,8 @@ class HostFile(Node):
                 self.name_seconds = self.attribute_seconds = HOST_SECONDS
         elif self._trusted.size == UNKNOWN_SIZE:
             self.attribute_seconds = 0.0  # until the file was hashed, its size is the host's word
+        elif self.scene.shelf is None or not self.scene.shelf.wants(self.place.path):
+            self.number = number_of(self._trusted)
 
     def attributes(self) -> Attributes:
         """Return the host's attributes; the size of a trusted file is the signed one."""
@@ -145,13 +149,17 @@ class HostFile(Node):
     def _open_trusted(self, entry: TrustedEntry) -> TrustedHandle:
         """Open a trusted file; one that was found whole before is opened when it has to be."""
         descriptor = None
-        if not self._was_whole:
+        if not self._was_whole and not self._was_found_whole():
             descriptor = self._open_whole(entry)
-            self._was_whole = True
+        self._was_whole = True
         whole = self._trusted or entry
         return TrustedHandle(
             self.scene, self.place.path, whole, lambda: self._open_whole(whole), descriptor
         )
+
+    def _was_found_whole(self) -> bool:
+        filler = self.scene.filler
+        return filler is not None and self.number is not None and filler.found_whole(self.number)
 
     def _open_whole(self, entry: TrustedEntry) -> int:
         """Open the host's file if it has the signed size.

@@ -88,6 +88,9 @@ class Handle:
 class Node:
     """One name of the tree. Subclasses are directories, files and links."""
 
+    number: int | None = None
+    """The inode number that this node always has; None has the view give it one."""
+
     name_seconds = FOREVER
     attribute_seconds = FOREVER
     costs_reading = False

@@ -48,6 +48,7 @@ class Sandbox:
 
     Attributes:
         memory: what the tmpfs mounts held when the program ended.
+        orders: what is to be fetched of trusted files, as process 1 orders it.
 
     Raises:
         SandboxError: the kernel does not permit what is needed; says what to enable.
@@ -59,10 +60,13 @@ class Sandbox:
         sys.stderr.flush()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.orders, orders = socket.socketpair()
         self._program: int | None = None
         self.memory: list[MemoryUse] = []
-        helper = fork_into(lambda: enter_namespaces(self._control, theirs, processors, uid, gid))
+        ours = (self._control, self.orders)
+        helper = fork_into(lambda: enter_namespaces(ours, theirs, orders, processors, uid, gid))
         theirs.close()
+        orders.close()
         try:
             self.fuse = self._receive_fuse()
         finally:
@@ -195,6 +199,7 @@ class Sandbox:
             if descriptor is not None:
                 os.close(descriptor)
         self._control.close()
+        self.orders.close()
 
 
 def _unfit(message: str) -> SandboxError:

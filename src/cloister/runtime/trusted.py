@@ -72,32 +72,12 @@ class TrustedHandle(Handle):
         Raises:
             TamperedFileError: a chunk differs from what was signed.
         """
-        whole, _, chunks = self.entry
-        size = min(size, whole - offset, _MOST_AT_ONCE)
-        if size <= 0:
-            return b""
-        first = offset // CHUNK_SIZE
-        start = first * CHUNK_SIZE
-        end = min(-(-(offset + size) // CHUNK_SIZE) * CHUNK_SIZE, whole)
-        view = ROOM[: end - start]
-        got = os.preadv(self._descriptor(), [view], start)
-        if got != end - start:
-            self._refuse(f"cut short at byte {start + got} of {whole}")
-        digests = [chunk_digest(view[at : at + CHUNK_SIZE]) for at in range(0, got, CHUNK_SIZE)]
-        signed = chunks[first * DIGEST_SIZE : (first + len(digests)) * DIGEST_SIZE]
-        if not compare_digest(b"".join(digests), signed):
-            self._refuse_chunks(first, digests)
-        return view[offset - start : offset - start + size]
-
-    def _refuse_chunks(self, first: int, digests: list[bytes]) -> NoReturn:
-        """Name the first chunk that is not the signed one."""
-        chunks = self.entry.chunks
-        for number, digest in enumerate(digests, start=first):
-            if chunks[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE] != digest:
-                break
-        at = number * CHUNK_SIZE
-        last = min(at + CHUNK_SIZE, self.entry.size) - 1
-        self._refuse(f"bytes {at} to {last} are not those that were signed")
+        descriptor = self._descriptor()
+        try:
+            return read_verified(descriptor, self.entry, offset, size)
+        except TamperedFileError as error:
+            self._scene.report(self._path, Intent.READ, error)
+            raise
 
     def _refuse(self, reason: str) -> NoReturn:
         error = TamperedFileError(reason)
@@ -112,6 +92,45 @@ class TrustedHandle(Handle):
         """Close the host's file."""
         if self._opened is not None:
             os.close(self._opened)
+
+
+def read_verified(
+    descriptor: int, entry: TrustedEntry, offset: int, size: int
+) -> bytes | memoryview:
+    """Read a range of a trusted file, and verify the chunks that hold it.
+
+    Returns:
+        Less than ``size`` bytes where the file ends or they are too many. They are valid until the
+        next read.
+
+    Raises:
+        TamperedFileError: a chunk differs from what was signed.
+    """
+    size = min(size, entry.size - offset, _MOST_AT_ONCE)
+    if size <= 0:
+        return b""
+    first = offset // CHUNK_SIZE
+    start = first * CHUNK_SIZE
+    end = min(-(-(offset + size) // CHUNK_SIZE) * CHUNK_SIZE, entry.size)
+    view = ROOM[: end - start]
+    got = os.preadv(descriptor, [view], start)
+    if got != end - start:
+        raise TamperedFileError(f"cut short at byte {start + got} of {entry.size}")
+    digests = [chunk_digest(view[at : at + CHUNK_SIZE]) for at in range(0, got, CHUNK_SIZE)]
+    signed = entry.chunks[first * DIGEST_SIZE : (first + len(digests)) * DIGEST_SIZE]
+    if not compare_digest(b"".join(digests), signed):
+        raise _changed(entry, first, digests)
+    return view[offset - start : offset - start + size]
+
+
+def _changed(entry: TrustedEntry, first: int, digests: list[bytes]) -> TamperedFileError:
+    """Name the first chunk that is not the signed one."""
+    for number, digest in enumerate(digests, start=first):
+        if entry.chunks[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE] != digest:
+            break
+    at = number * CHUNK_SIZE
+    last = min(at + CHUNK_SIZE, entry.size) - 1
+    return TamperedFileError(f"bytes {at} to {last} are not those that were signed")
 
 
 def require_size(descriptor: int, entry: TrustedEntry) -> None:
@@ -142,4 +161,4 @@ def digest_whole(descriptor: int, entry: TrustedEntry) -> TrustedEntry:
         size += len(data)
     if not compare_digest(whole.digest(), entry.sha256):
         raise TamperedFileError("its SHA-256 is not the signed one")
-    return TrustedEntry(size=size, sha256=entry.sha256, chunks=bytes(chunks))
+    return TrustedEntry(size, entry.sha256, bytes(chunks), entry.number)

@@ -126,8 +126,11 @@ class View(Filesystem):
         return self._entry(known, attributes)
 
     def _new(self, node: Node) -> _Known:
-        """Give a node a number."""
-        known = _Known(next(self._numbers), node)
+        """Give a node its own number, or another if that is taken: it is there twice."""
+        number = node.number
+        if number is None or number in self._known:
+            number = next(self._numbers)
+        known = _Known(number, node)
         self._known[known.number] = known
         return known
 
@@ -293,8 +296,6 @@ class View(Filesystem):
         handle = opened.open(flags, caller)
         if self._names is not None and isinstance(opened, HostFile):
             self._names.opened(node, opened.place.path)
-        if self._trail is not None and handle.behind is not None:
-            self._trail.kept(node, handle.attributes().size)
         return self._opened(handle)
 
     def _opened(self, handle: Handle) -> Opened:

@@ -1,0 +1,189 @@
+"""Content of trusted files is given to the kernel ahead, by a process that verifies it itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from applications import CLOISTER, App
+from processes import children, is_gone
+
+SIZE = (5 << 20) + 123
+"""A run that reads less is not remembered."""
+
+SCRIPT = (
+    "echo ready; read x; for n in a b; do cat /files/$n/file || echo $n is refused; echo; done; "
+    "wc -c < /files/a/file"
+)
+
+
+def content(letter: str, size: int = SIZE) -> bytes:
+    return letter.encode() * size
+
+
+@pytest.fixture
+def files(app: App) -> Path:
+    """Two trusted files of one size, in an enclave."""
+    directory = app.directory / "files"
+    for name in ("a", "b"):
+        (directory / name).mkdir(parents=True)
+        (directory / name / "file").write_bytes(content(name))
+    app.mount("/files", "file:files")
+    app.trusted.append("file:files/")
+    app.build_shell()
+    return directory
+
+
+def until_the_filler_is_done(runtime: int) -> None:
+    """It ends when all that was ordered is done, and no other child does before the program."""
+    deadline = time.monotonic() + 30
+    while not any(map(is_gone, children(runtime))):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def waiting(app: App, script: str = SCRIPT) -> Iterator[subprocess.Popen[str]]:
+    """A run that the program holds up until it gets a line."""
+    with subprocess.Popen(
+        [*CLOISTER, "run", "app", "-c", script],
+        cwd=app.directory,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        yield run
+
+
+def go_on(run: subprocess.Popen[str]) -> tuple[list[str], str]:
+    printed, errors = run.communicate("\n", timeout=60)
+    return printed.split("\n")[:-1], errors
+
+
+@pytest.fixture
+def learnt(app: App, files: Path) -> Path:
+    """The files, after a run that read them."""
+    with waiting(app) as run:
+        assert go_on(run)[0] == [content("a").decode(), content("b").decode(), str(SIZE)]
+    return files
+
+
+def test_the_kernel_has_what_the_last_run_read(app: App, learnt: Path) -> None:
+    """It reads nothing from the host any more, where other bytes are now."""
+    with waiting(app) as run:
+        until_the_filler_is_done(run.pid)
+        for name in ("a", "b"):
+            (learnt / name / "file").write_bytes(bytes(SIZE))
+        printed, errors = go_on(run)
+    assert printed == [content("a").decode(), content("b").decode(), str(SIZE)]
+    assert "signed" not in errors
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (bytes(SIZE), "bytes 0 to 65535 are not those that were signed"),
+        (content("a", SIZE + 1), f"has {SIZE + 1} bytes, but the signed file has {SIZE}"),
+        (content("a", SIZE - 1), f"has {SIZE - 1} bytes, but the signed file has {SIZE}"),
+    ],
+)
+def test_what_is_not_as_signed_is_not_given(
+    app: App, learnt: Path, other: bytes, told: str
+) -> None:
+    """The program is refused when it reads, and the reason is told once."""
+    (learnt / "a" / "file").write_bytes(other)
+    with waiting(app) as run:
+        until_the_filler_is_done(run.pid)
+        printed, errors = go_on(run)
+    assert printed[0] == "a is refused"
+    assert content("b").decode() in printed
+    assert errors.count(told) == 1
+
+
+def test_a_part_that_is_not_as_signed_is_not_given(app: App, learnt: Path) -> None:
+    other = bytearray(content("a"))
+    other[3 << 20] ^= 1
+    (learnt / "a" / "file").write_bytes(other)
+    with waiting(app) as run:
+        until_the_filler_is_done(run.pid)
+        printed, errors = go_on(run)
+    assert printed[0].removesuffix("a is refused").strip("a") == ""
+    assert len(printed[0]) < 4 << 20
+    assert errors.count("bytes 3145728 to 3211263 are not those that were signed") == 1
+
+
+def test_a_file_never_gets_the_content_of_another(app: App, learnt: Path) -> None:
+    """The host lets one directory's name lead to the other: what is looked up is what is there."""
+    (learnt / "a").rename(learnt / "was-a")
+    (learnt / "a").symlink_to("b")
+    with waiting(app) as run:
+        until_the_filler_is_done(run.pid)
+        printed, _ = go_on(run)
+    assert content("b").decode() in printed
+    assert content("a").decode() not in printed
+
+
+def test_a_file_that_is_there_twice(app: App) -> None:
+    for name in ("one", "two"):
+        app.mount(f"/{name}", "file:files")
+    (app.directory / "files").mkdir()
+    (app.directory / "files" / "file").write_bytes(content("x"))
+    app.trusted.append("file:files/file")
+    app.build_shell()
+    script = "for n in one two one; do cat /$n/file | wc -c; done; cmp /one/file /two/file && echo"
+    for _ in range(3):
+        assert app.run_shell(script).stdout == f"{SIZE}\n" * 3 + "\n"
+
+
+def test_without_an_index_the_files_are_read(app: App, files: Path) -> None:
+    """A manifest in Gramine's format knows whole files only."""
+    app.build_shell("--format", "gramine")
+    for _ in range(3):
+        with waiting(app) as run:
+            printed, _ = go_on(run)
+            assert printed == [content("a").decode(), content("b").decode(), str(SIZE)]
+
+
+def test_inode_numbers_are_those_of_the_last_run(app: App, files: Path) -> None:
+    """And the same for a file as long as the run lasts."""
+    app.build_shell()
+    found = {app.run_shell("ls -i /files/a/file; ls -i /files/b/file").stdout for _ in range(2)}
+    (both,) = found
+    first, second = (line.split()[0] for line in both.splitlines())
+    assert first != second
+
+
+def test_a_run_goes_on_without_its_filler(app: App, learnt: Path) -> None:
+    with subprocess.Popen(
+        [*CLOISTER, "run", "app", "-c", SCRIPT],
+        cwd=app.directory,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        os.kill(working_in_the_background(run.pid), signal.SIGKILL)
+        printed, errors = go_on(run)
+    assert printed == ["ready", content("a").decode(), content("b").decode(), str(SIZE)]
+    assert "signed" not in errors
+
+
+def working_in_the_background(runtime: int) -> int:
+    """The child of the runtime that gives way to the others: the filler, from its beginning."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for number in children(runtime):
+            with contextlib.suppress(ProcessLookupError):
+                if os.sched_getscheduler(number) == os.SCHED_BATCH:
+                    return number
+    raise AssertionError("there is no filler")
