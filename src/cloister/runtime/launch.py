@@ -1,9 +1,9 @@
 """One run of a program, in order: fork, meet the enclave, serve, get the key, start, report.
 
-The order matters. The sandbox is forked before any key is in memory, the enclave has started before
-anything is served or a key is asked for, and the program starts when everything it needs is in
-place. What the enclave, in a process of its own, spends on key servers is used to mount the tree
-and to fetch ahead.
+The order matters. The sandbox and the filler are forked before any key is in memory, the enclave
+has started before anything is served or a key is asked for, and the program starts when everything
+it needs is in place. What the enclave, in a process of its own, spends on key servers is used to
+mount the tree and to fetch ahead.
 """
 
 from __future__ import annotations
