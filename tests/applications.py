@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,16 @@ WITHOUT_LINKS = dict.fromkeys(("hard_links", "symbolic_links"), "PermissionError
 """What differs in an encrypted mount: a file is bound to one path, so links are refused."""
 TOOLS = ("sh", "cat", "ls", "rm", "mv", "mkdir", "head", "wc", "cmp", "od", "sleep")
 PROGRAMS = Path(__file__).parent / "runtime" / "programs"
+
+
+def bare_python(directory: Path) -> str:
+    """Return an interpreter with the standard library only, made in an empty directory.
+
+    ``PYTHON`` brings all packages of the machine into an enclave: gigabytes that a test of the
+    runtime does not open.
+    """
+    venv.create(directory, symlinks=True)
+    return str(directory / "bin" / "python")
 
 
 class App:
@@ -148,8 +159,9 @@ class App:
         meanwhile: Callable[[], None] | None = None,
         timeout: int = 100,
         before: Callable[[], None] = lambda: None,
+        python: str = "",
     ) -> subprocess.CompletedProcess[str]:
-        """Build an enclave around the interpreter that runs the tests, and run a program in it.
+        """Build an enclave around an interpreter, and run a program in it.
 
         Args:
             program: one of ``PROGRAMS``, by its path inside.
@@ -158,14 +170,16 @@ class App:
             meanwhile: what goes on outside during the run.
             timeout: seconds.
             before: what happens between build and run.
+            python: the interpreter; left out, that of the tests without its packages.
         """
+        python = python or bare_python(self.directory / "python")
         self.mount("/programs", f"file:{PROGRAMS}")
         self.trusted += [f"file:{PROGRAMS}/{path.name}" for path in PROGRAMS.iterdir()]
-        self.settings["libos.entrypoint"] = f'"{PYTHON}"'
-        self.settings["loader.argv"] = json.dumps([PYTHON, program, *arguments])
+        self.settings["libos.entrypoint"] = json.dumps(python)
+        self.settings["loader.argv"] = json.dumps([python, program, *arguments])
         self.build(
             self.text(
-                prologue=f"{{% set python = python_environment('{PYTHON}') %}}",
+                prologue=f"{{% set python = python_environment('{python}') %}}",
                 mounts="{% for d in python.directories %}"
                 '{ path = "{{ d }}", uri = "file:{{ d }}" }, {% endfor %}',
                 trusted='{% for f in python.trusted_files %}"{{ f }}", {% endfor %}',

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tomli
 
-from applications import CLOISTER, PYTHON, SIGNING_KEY
+from applications import CLOISTER, PYTHON, SIGNING_KEY, bare_python
 from cloister.cli.main import run
 
 JOB = """\
@@ -109,11 +109,12 @@ def test_merging_what_another_run_opens(work: Path) -> None:
     assert new["fs"] == old["fs"]
 
 
+ARGUMENT = "print(open('in.txt').read(), open('two words.txt').read())"
 TEMPLATE = """\
 # What the author wrote stays.
 {% set python = python_environment(interpreter) %}
 libos.entrypoint = "{{ python.executable }}"
-loader.argv = ["python", "-c", "print(open('in.txt').read(), open('two words.txt').read())"]
+loader.argv = ["{{ python.executable }}", "-c", "ARGUMENT"]
 loader.env.PYTHONDONTWRITEBYTECODE = "1"
 fs.start_dir = "/work"
 fs.mounts = [
@@ -127,7 +128,7 @@ TRUSTED[
   "{{ uri }}",
 {% endfor %}
 ]
-"""
+""".replace("ARGUMENT", ARGUMENT)
 
 
 @pytest.mark.parametrize(
@@ -139,8 +140,9 @@ def test_merging_into_a_template(work: Path, array: str) -> None:
     """Files are added to the template, if that has the intended effect; else its author is told."""
     (work / "two words.txt").write_text("world")
     template = TEMPLATE.replace("TRUSTED", array)
+    definition = ("-D", f"interpreter={bare_python(work / 'python')}")
     (work / "t.manifest.template").write_text(template)
-    words = ["--manifest", "t.manifest.template", "-D", f"interpreter={PYTHON}"]
+    words = ["--manifest", "t.manifest.template", *definition]
     traced = cloister(work, "trace", *words, "-o", "new.manifest.template")
     merged = (work / "new.manifest.template").read_text()
     if '"' in array:
@@ -150,7 +152,6 @@ def test_merging_into_a_template(work: Path, array: str) -> None:
     added = '  "file:in.txt",\n  "file:two words.txt",\n'
     assert merged == template.replace(array + "[\n", array + "[\n" + added + "\n")
     assert "trusted now: file:two words.txt" in traced.stderr
-    definition = ("-D", f"interpreter={PYTHON}")
     cloister(work, "build", "--key", str(SIGNING_KEY), *definition, "new.manifest.template")
     assert cloister(work, "run", "new").stdout == "hello world\n"
     again = cloister(work, "trace", "--manifest", "new.manifest.template", *definition)
@@ -164,10 +165,9 @@ READ_ALL = "import os; [print(open(name).read()) for name in os.listdir() if '{'
 def test_a_files_name_is_never_template_code(work: Path) -> None:
     """Whoever named a file of a data set must not run commands where it is traced or built."""
     (work / HOSTILE).write_text("content")
-    definition = ("-D", f"interpreter={PYTHON}")
+    definition = ("-D", f"interpreter={bare_python(work / 'python')}")
     template = TEMPLATE.replace("TRUSTED", "sgx.trusted_files = ")
-    argv = [line for line in template.splitlines() if line.startswith("loader.argv")]
-    template = template.replace(argv[0], f'loader.argv = ["python", "-c", "{READ_ALL}"]')
+    template = template.replace(ARGUMENT, READ_ALL)
     (work / "t.manifest.template").write_text(template)
     cloister(
         work, "trace", "--manifest", "t.manifest.template", *definition, "-o",

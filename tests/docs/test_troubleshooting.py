@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from applications import PYTHON, SIGNING_KEY, App
+from applications import PYTHON, SIGNING_KEY, App, bare_python
 from cloister.encrypted.keys import read_wrap_key
 from cloister.platforms.simulated import SimulatedPlatform
 from signing import IMAGE, PARAMETERS, signed
@@ -129,8 +129,9 @@ class Project:
 
     def python(self) -> None:
         app = App(self.directory)
+        python = bare_python(self.directory / "python")
         app.settings |= {
-            "libos.entrypoint": f'"{PYTHON}"',
+            "libos.entrypoint": f'"{python}"',
             "loader.insecure__use_cmdline_argv": "true",
             "loader.env.PYTHONPATH": '"/data"',
             "loader.env.PYTHONDONTWRITEBYTECODE": '"1"',
@@ -141,7 +142,7 @@ class Project:
         app.mount("/data", "file:data")
         app.trusted = ["file:data/helper.py"]
         text = app.text(
-            prologue=f"{{% set python = python_environment('{PYTHON}') %}}",
+            prologue=f"{{% set python = python_environment('{python}') %}}",
             mounts="{% for d in python.directories %}"
             '{ path = "{{ d }}", uri = "file:{{ d }}" }, {% endfor %}',
             trusted='{% for f in python.trusted_files %}"{{ f }}", {% endfor %}',

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import cloister
-from applications import CLOISTER, PYTHON, App
+from applications import CLOISTER, App, bare_python
 from cloister.attestation import SimulatedBundle
 from cloister.attestation.policy import MrEnclave
 from cloister.attestation.trust import Authenticator, Trust
@@ -62,6 +62,7 @@ def start(app: App) -> Iterator[Callable[..., int]]:
     running: list[subprocess.Popen[str]] = []
 
     def run_in_enclave(*arguments: str) -> int:
+        python = bare_python(app.directory / "python")
         site = Path(pytest.__file__).parent.parent
         sources = {name: site / name for name in PACKAGES}
         sources |= {path.name: path for path in site.glob("_cffi_backend*.so")}
@@ -75,12 +76,12 @@ def start(app: App) -> Iterator[Callable[..., int]]:
         app.mount("/tmp", kind="tmpfs")
         app.settings["sgx.remote_attestation"] = '"dcap"'
         app.settings["loader.env.PYTHONPATH"] = '"/site"'
-        app.settings["loader.env.PATH"] = f'"{Path(PYTHON).parent}"'
-        app.settings["libos.entrypoint"] = json.dumps(PYTHON)
-        app.settings["loader.argv"] = json.dumps([PYTHON, *arguments])
+        app.settings["loader.env.PATH"] = f'"{Path(python).parent}"'
+        app.settings["libos.entrypoint"] = json.dumps(python)
+        app.settings["loader.argv"] = json.dumps([python, *arguments])
         app.build(
             app.text(
-                prologue=f"{{% set python = python_environment('{PYTHON}') %}}"
+                prologue=f"{{% set python = python_environment('{python}') %}}"
                 f"{{% set libraries = ldd({called}) %}}",
                 mounts="{% for d in (python.directories | list) + (libraries | list) %}"
                 '{ path = "{{ d }}", uri = "file:{{ d }}" }, {% endfor %}',
@@ -117,7 +118,7 @@ def _shared_objects(path: Path) -> list[Path]:
 @pytest.mark.parametrize(
     "arguments",
     [
-        [*RATLS, "--", PYTHON, "-c", FILES_SERVER + ACCEPT],
+        [*RATLS, "--", "python", "-c", FILES_SERVER + ACCEPT],
         ["-c", API_SERVER + ACCEPT],
     ],
     ids=["files", "api"],

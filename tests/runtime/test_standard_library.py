@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tomli
 
-from applications import KEY, App
+from applications import KEY, PYTHON, App
 
 EXPECTED = tomli.loads((Path(__file__).parent / "data" / "standard_library.toml").read_text())
 TESTS = Path(sysconfig.get_path("stdlib")) / "test"
@@ -43,6 +43,6 @@ def test_pythons_own_tests(libraries: App) -> None:
     modules = EXPECTED["modules"]
     ignored = [word for name in EXPECTED["ignored"] for word in ("--ignore", name)]
     program = ["-m", "test", "-w", "--tempdir", "/files", *ignored, *modules]
-    done = libraries.enclave_python(*program, expect=None, timeout=1100)
+    done = libraries.enclave_python(*program, expect=None, timeout=1100, python=PYTHON)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     assert re.search(r"^Result: .*SUCCESS$", done.stdout, re.MULTILINE), done.stdout[-3000:]
