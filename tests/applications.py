@@ -7,10 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-import venv
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from environments import bare_python
 
 CLOISTER = (sys.executable, "-m", "cloister")
 PYTHON = os.path.realpath(sys.executable)
@@ -21,16 +22,6 @@ WITHOUT_LINKS = dict.fromkeys(("hard_links", "symbolic_links"), "PermissionError
 """What differs in an encrypted mount: a file is bound to one path, so links are refused."""
 TOOLS = ("sh", "cat", "ls", "rm", "mv", "mkdir", "head", "wc", "cmp", "od", "sleep")
 PROGRAMS = Path(__file__).parent / "runtime" / "programs"
-
-
-def bare_python(directory: Path) -> str:
-    """Return an interpreter with the standard library only, made in an empty directory.
-
-    ``PYTHON`` brings all packages of the machine into an enclave: gigabytes that a test of the
-    runtime does not open.
-    """
-    venv.create(directory, symlinks=True)
-    return str(directory / "bin" / "python")
 
 
 class App:

@@ -49,6 +49,14 @@ def fixtures() -> Path:
     return FIXTURES
 
 
+@pytest.fixture(scope="session")
+def hash_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of hashes for all test processes that trust the same packages, for its variable."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return shared / "hash-cache"
+
+
 @pytest.fixture(autouse=True)
 def own_user_directories(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cloister.project.kinds import kind_of
+from environments import bare_python, cloister_with
 
 SCRIPT = """\
 import json, sys
@@ -58,7 +59,17 @@ def home(tmp_path: Path) -> Path:
     return home
 
 
-def test_from_a_script_to_the_same_result_in_an_enclave(home: Path) -> None:
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Python without packages, so that enclaves around it are built in a second."""
+    return bare_python(tmp_path_factory.mktemp("environment") / "bare")
+
+
+def test_from_a_script_to_the_same_result_in_an_enclave(
+    home: Path, hash_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Cloister's own Python and all its packages, as it is done where none is named."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(hash_cache))
     made = json.loads(cloister(home, "init", "--json", "count.py", "--fast", "x y").stdout)
     assert made["kind"] == "python"
     assert sorted(made["code"]) == ["count.py", "helpers/count.py"]
@@ -77,7 +88,7 @@ def test_from_a_script_to_the_same_result_in_an_enclave(home: Path) -> None:
     assert before == {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
 
 
-def test_directories_for_results_and_inputs_beside_the_script_s(home: Path) -> None:
+def test_directories_for_results_and_inputs_beside_the_script_s(home: Path, python: str) -> None:
     (home.parent / "shared").mkdir()
     (home.parent / "shared" / "names.txt").write_text("Ada")
     (home / "results" / "deep").mkdir(parents=True)
@@ -85,14 +96,14 @@ def test_directories_for_results_and_inputs_beside_the_script_s(home: Path) -> N
         'text = open("../shared/names.txt").read()\n'
         'open("results/deep/greeting.txt", "w").write(f"Hello {text}")\n'
     )
-    made = json.loads(cloister(home, "init", "--json", "greet.py").stdout)
+    made = json.loads(cloister(home, "init", "--json", "--python", python, "greet.py").stdout)
     assert made["elsewhere"] == [str(home.parent / "shared" / "names.txt")]
     assert made["absolute"] == []
     tried = json.loads(cloister(home, "try", "--json", "greet-confidential").stdout)
     assert (tried["results"], tried["different"]) == (["results/deep/greeting.txt"], [])
 
 
-def test_empty_directories_are_there(home: Path) -> None:
+def test_empty_directories_are_there(home: Path, python: str) -> None:
     (home / "inbox").mkdir()
     (home / "in" / "later").mkdir()
     (home / ".hidden").mkdir()
@@ -100,7 +111,7 @@ def test_empty_directories_are_there(home: Path) -> None:
         SCRIPT + "Path('seen.txt').write_text(str([*Path('inbox').iterdir(),"
         " *Path('in/later').iterdir(), sorted(p.name for p in Path('in').iterdir())]))\n"
     )
-    cloister(home, "init", "-o", "project", "count.py")
+    cloister(home, "init", "-o", "project", "--python", python, "count.py")
     assert (home / "project" / "plaintext" / "inbox").is_dir()
     assert not (home / "project" / "plaintext" / ".hidden").exists()
     done = cloister(home, "try", "--json", "project")
@@ -123,8 +134,8 @@ def test_cleaning_keeps_the_only_copy_of_the_results(home: Path) -> None:
     assert result.read_bytes() == b"encrypted"
 
 
-def test_the_projects_own_commands_build_it_and_name_the_enclave(home: Path) -> None:
-    cloister(home, "init", "-o", "project", "count.py")
+def test_the_projects_own_commands_build_it_and_name_the_enclave(home: Path, python: str) -> None:
+    cloister(home, "init", "-o", "project", "--python", python, "count.py")
     done = subprocess.run(
         ["make", "build", f"CLOISTER={sys.executable} -m cloister"],
         cwd=home / "project",
@@ -147,7 +158,9 @@ def test_the_projects_own_commands_build_it_and_name_the_enclave(home: Path) -> 
 def test_a_service_is_imported_and_asked(tmp_path: Path) -> None:
     (tmp_path / "service.py").write_text(SERVICE)
     (tmp_path / "name.txt").write_text("a service")
-    made = json.loads(cloister(tmp_path, "init", "--json", "service.py").stdout)
+    python = Path(cloister_with(tmp_path / "environment", "fastapi")).with_name("python")
+    words = ("--json", "--python", str(python), "service.py")
+    made = json.loads(cloister(tmp_path, "init", *words).stdout)
     assert (made["kind"], made["data"]) == ("fastapi", ["name.txt"])
     tried = json.loads(cloister(tmp_path, "try", "--json", "service-confidential").stdout)
     assert tried["results"] == ["/openapi.json"]
@@ -196,20 +209,20 @@ def test_what_is_no_project_is_not_tried(home: Path) -> None:
     assert "expected one *.manifest.template" in cloister(home, "try", ".", expect=2).stderr
 
 
-def test_runs_that_differ_are_told(home: Path) -> None:
+def test_runs_that_differ_are_told(home: Path, python: str) -> None:
     (home / "count.py").write_text(
         "import os, pathlib\npathlib.Path('out').write_text(os.urandom(8).hex())\n"
     )
-    cloister(home, "init", "count.py")
+    cloister(home, "init", "--python", python, "count.py")
     done = cloister(home, "try", "count-confidential", expect=1)
     assert "the two runs wrote different files: out" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["train it.py", "it's $x; y.py", "-x.py"])
-def test_a_script_whose_name_is_no_plain_word(home: Path, name: str) -> None:
+def test_a_script_whose_name_is_no_plain_word(home: Path, name: str, python: str) -> None:
     """The project's commands are for shells and make."""
     (home / name).write_text(SCRIPT)
-    made = json.loads(cloister(home, "init", "--json", f"./{name}").stdout)
+    made = json.loads(cloister(home, "init", "--json", "--python", python, f"./{name}").stdout)
     assert made["app"] == {"t": "train-it", "i": "it-s--x--y", "-": "x"}[name[0]]
     project = home / made["directory"]
     for word in name.removesuffix(".py").split():

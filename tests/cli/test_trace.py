@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import tomli
 
-from applications import CLOISTER, PYTHON, SIGNING_KEY, bare_python
+from applications import CLOISTER, PYTHON, SIGNING_KEY
 from cloister.cli.main import run
+from environments import bare_python
 
 JOB = """\
 import os, pathlib, sys, tempfile

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from applications import PYTHON, SIGNING_KEY, App, bare_python
+from applications import PYTHON, SIGNING_KEY, App
 from cloister.encrypted.keys import read_wrap_key
 from cloister.platforms.simulated import SimulatedPlatform
+from environments import bare_python
 from signing import IMAGE, PARAMETERS, signed
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "troubleshooting.md"

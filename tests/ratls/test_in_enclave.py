@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import cloister
-from applications import CLOISTER, App, bare_python
+from applications import CLOISTER, App
 from cloister.attestation import SimulatedBundle
 from cloister.attestation.policy import MrEnclave
 from cloister.attestation.trust import Authenticator, Trust
@@ -20,6 +20,7 @@ from cloister.cli.trust import utc_now
 from cloister.errors import InputError, WrongMeasurementError
 from cloister.ratls.programs import connect, expect, quote_of_this_enclave
 from cloister.ratls.validity import DEFAULT_NOT_AFTER, DEFAULT_NOT_BEFORE, validity_from
+from environments import bare_python
 
 PACKAGES = ("cryptography", "click", "cbor2", "dcap_qvl")
 RATLS = ("-m", "cloister", "ratls", "/tmp/ratls.crt", "/tmp/ratls.key")
