@@ -397,6 +397,33 @@ def test_a_worker_that_is_stopped_removes_what_it_began(tmp_path: Path) -> None:
     assert not leftovers
 
 
+def test_a_worker_that_is_stopped_at_its_start_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Python does after a fork swallows exceptions, and so the one of an interrupt."""
+    fork = os.fork
+    children: list[int] = []
+
+    def slow_fork() -> int:
+        children.append(fork())
+        if children[-1] == 0 and len(children) == 2:
+            with contextlib.suppress(KeyboardInterrupt):
+                while signal.SIGINT not in signal.sigpending():
+                    time.sleep(0.01)
+        return children[-1]
+
+    def work(item: int) -> None:
+        if item == 0:
+            raise CloisterError("stop")
+        (tmp_path / "begun").touch()
+
+    monkeypatch.setattr(os, "fork", slow_fork)
+    for _, answer in forked_map(work, range(2), 2):
+        assert isinstance(answer, CloisterError)
+        break
+    assert not (tmp_path / "begun").exists()
+
+
 @given(st.integers(0, 10**12))
 def test_parts_cover_the_content_once(size: int) -> None:
     size %= 3 * 10**9

@@ -24,14 +24,20 @@ class _Worker:
     def __init__(self, work: Callable[[int], Any], others: list[_Worker]) -> None:
         orders, self._orders = os.pipe()
         self.answers, answers = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                for other in (self, *others):
-                    other.close()
-                _serve(orders, answers, work)
-            finally:
-                os._exit(1)  # nothing may unwind into what the parent was doing
+        # Until the child has its own handler, the order to stop waits: the exception of Python's
+        # handler would be swallowed by what Python itself does after a fork.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.pid = os.fork()
+            if self.pid == 0:
+                try:
+                    for other in (self, *others):
+                        other.close()
+                    _serve(orders, answers, work)
+                finally:
+                    os._exit(1)  # nothing may unwind into what the parent was doing
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(orders)
         os.close(answers)
 
@@ -73,6 +79,7 @@ def _receive(descriptor: int, size: int) -> bytes:
 def _serve(orders: int, answers: int, work: Callable[[int], Any]) -> None:
     """Answer orders until the other side goes away."""
     signal.signal(signal.SIGINT, _stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     while order := os.read(orders, _ORDER.size):
         answer = _attempt(work, *_ORDER.unpack(order))
         pickled = not isinstance(answer, bytes)
