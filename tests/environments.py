@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
+import tomli
 from packaging.requirements import Requirement
 
 import cloister
 
+PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 COMMAND = "#!{python}\nfrom cloister.cli.main import main\n\nmain()\n"
 
 
@@ -36,7 +38,8 @@ def cloister_with(directory: Path, *packages: str) -> str:
     library = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     site = directory / "lib" / library / "site-packages"
     (site / "cloister").symlink_to(Path(cloister.__file__).parent)
-    for found in _required(["cloister", *packages]):
+    own = tomli.loads(PROJECT.read_text())["project"]["dependencies"]
+    for found in _required([*own, *packages]):
         for name in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
             if not (name.endswith(".pth") or (site / name).is_symlink()):
                 (site / name).symlink_to(Path(str(found.locate_file(name))))
