@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,12 +16,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
+def demo(
+    tmp_path_factory: pytest.TempPathFactory, hash_cache: Path
+) -> tuple[dict[str, Any], str, Path]:
     """Outcome, what was shown, and the directory of the roles."""
     keep = tmp_path_factory.mktemp("demo") / "kept"
     done = subprocess.run(
         [sys.executable, "-m", "cloister", "demo", "--json", "--keep", str(keep)],
         cwd=ROOT,
+        env=os.environ | {"XDG_CACHE_HOME": str(hash_cache)},
         capture_output=True,
         text=True,
         check=False,

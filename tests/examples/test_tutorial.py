@@ -35,13 +35,14 @@ trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 
 
 @pytest.mark.timeout(240)
-def test_the_tutorials_commands_do_what_its_text_says(tmp_path: Path) -> None:
+def test_the_tutorials_commands_do_what_its_text_says(tmp_path: Path, hash_cache: Path) -> None:
     """One test, since the key server has the tutorial's own port."""
     graphene = tmp_path / "graphene"
     shutil.copytree(ROOT / "examples" / "graphene", graphene, ignore=MADE_BY_HAND)
     script = PRELUDE + "".join(BLOCK.findall(TUTORIAL.read_text()))
     variables = {
         "GRAPHENE": str(graphene),
+        "XDG_CACHE_HOME": str(hash_cache),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     done = subprocess.run(

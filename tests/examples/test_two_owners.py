@@ -28,7 +28,7 @@ def cloister(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def ran(tmp_path_factory: pytest.TempPathFactory, hash_cache: Path) -> tuple[Path, str]:
     """The directory of the roles after a run, and what the run printed."""
     home = tmp_path_factory.mktemp("two-owners")
     done = subprocess.run(
@@ -42,6 +42,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "XDG_DATA_HOME": str(home / "data"),
             "XDG_CONFIG_HOME": str(home / "config"),
+            "XDG_CACHE_HOME": str(hash_cache),
             "MODEL_PORT": free_port(),
             "DATA_PORT": free_port(),
         },
