@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -96,7 +97,8 @@ def test_directories_for_results_and_inputs_beside_the_script_s(home: Path, pyth
         'text = open("../shared/names.txt").read()\n'
         'open("results/deep/greeting.txt", "w").write(f"Hello {text}")\n'
     )
-    made = json.loads(cloister(home, "init", "--json", "--python", python, "greet.py").stdout)
+    relative = os.path.relpath(python, home)
+    made = json.loads(cloister(home, "init", "--json", "--python", relative, "greet.py").stdout)
     assert made["elsewhere"] == [str(home.parent / "shared" / "names.txt")]
     assert made["absolute"] == []
     tried = json.loads(cloister(home, "try", "--json", "greet-confidential").stdout)

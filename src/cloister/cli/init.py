@@ -40,6 +40,8 @@ def init(output: Path | None, python: str | None, as_json: bool, words: tuple[st
     kind, script, arguments = _parse(words)
     directory = output or Path(f"{application(script)}-confidential")
     _require_new(directory)
+    if python is not None and Path(python).exists():  # else it is a name to be looked for in PATH
+        python = str(Path(python).absolute())  # the project is built from another directory
     source = Source(script, arguments, kind, python)
     journal = Journal(lambda line: print(line, file=sys.stderr, flush=True))
     files = inspect(source, journal)
