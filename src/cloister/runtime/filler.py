@@ -7,6 +7,11 @@ while the server answers others.
 
 A file is ordered by its inode number, and that of a trusted file follows from its place in the
 index. So whatever the host does to names on the way, a node never gets another file's content.
+
+While a page is being read, the kernel has who gives it wait, and not even a signal ends that: if
+the server were killed meanwhile, nothing would end it any more. So nothing is given of a file that
+somebody has opened. Both processes tell the other first, and look at what the other told then: the
+server which file is opened, the filler which one it is giving.
 """
 
 from __future__ import annotations
@@ -15,6 +20,8 @@ import mmap
 import os
 import signal
 import socket
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,7 +33,8 @@ from cloister.runtime.foresight import FIRST_NUMBER, ORDER, SPAN
 from cloister.runtime.forks import fork_into
 from cloister.runtime.trusted import read_verified, require_size
 
-_PIECE = 1 << 18
+_PIECE = 1 << 20
+_PATIENCE = 0.1  # seconds
 _PAGE = mmap.PAGESIZE
 
 
@@ -49,36 +57,75 @@ class Filler:
     """
 
     def __init__(self, fuse: int, orders: socket.socket, index: TrustedIndex, base: Path) -> None:
-        self._whole = mmap.mmap(-1, max(len(index), 1))
-        self._child = fork_into(lambda: self._fill(fuse, orders, index, base))
+        self._fuse = fuse
+        self._index = index
+        self._base = base
+        # Both processes see these. A byte for each file:
+        self._filled = mmap.mmap(-1, max(len(index), 1))
+        self._opened = mmap.mmap(-1, max(len(index), 1))
+        # and the number of the file of which something is being given, or 0.
+        self._memory = mmap.mmap(-1, 8)
+        self._giving = memoryview(self._memory).cast("Q")
+        self._fence = threading.Lock()
+        self._child = fork_into(lambda: self._fill(orders))
         orders.close()
 
-    def found_whole(self, number: int) -> bool:
-        """Tell whether the file with this inode number was there and had its signed size."""
-        return self._whole[number - FIRST_NUMBER] != 0
+    def leave(self, number: int) -> None:
+        """Have nothing more given of the file with this inode number: it is being opened."""
+        place = number - FIRST_NUMBER
+        if not self._opened[place]:
+            self._opened[place] = 1
+            self._tell()
+            if self._giving[0] == number:
+                self._await(number)
+
+    def _await(self, number: int) -> None:
+        """Wait until nothing is given of a file: microseconds, if the filler gets to work."""
+        patient_until = time.monotonic() + _PATIENCE
+        while self._giving[0] == number:
+            if time.monotonic() > patient_until:
+                os.kill(self._child, signal.SIGKILL)
+                os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOWAIT)
+                return
+            time.sleep(0)
+
+    def is_filled(self, number: int) -> bool:
+        """Tell whether the kernel got all that was ordered of the file with this inode number.
+
+        Then the file had its signed size.
+        """
+        return self._filled[number - FIRST_NUMBER] != 0
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; nobody waits for that."""
         os.kill(self._child, signal.SIGKILL)
-        os.waitpid(self._child, 0)
-        self._whole.close()
+        os.waitpid(self._child, os.WNOHANG)
 
-    def _fill(self, fuse: int, orders: socket.socket, index: TrustedIndex, base: Path) -> None:
+    def _tell(self) -> None:
+        """Make what was written visible to the other process before anything is read here.
+
+        Taking a lock is a full barrier of the processor.
+        """
+        with self._fence:
+            pass
+
+    # In the process itself
+
+    def _fill(self, orders: socket.socket) -> None:
         with suppress(OSError):  # it costs the others time, and nothing else
             linux.give_way()
         with orders.makefile("rb") as stream:
             while head := stream.read(ORDER.size):
                 number, count = ORDER.unpack(head)
-                spans = SPAN.iter_unpack(stream.read(count * SPAN.size))
+                spans = list(SPAN.iter_unpack(stream.read(count * SPAN.size)))
                 # What goes wrong with a file will be told to the program when it reads.
                 with suppress(OSError, TrustedIndexError):
-                    self._fill_one(fuse, number, list(spans), index, base)
+                    self._fill_one(number, spans)
 
-    def _fill_one(
-        self, fuse: int, number: int, spans: list[tuple[int, int]], index: TrustedIndex, base: Path
-    ) -> None:
-        entry = index.entry(number - FIRST_NUMBER)
-        path = os.path.join(base, index.path(number - FIRST_NUMBER))
+    def _fill_one(self, number: int, spans: list[tuple[int, int]]) -> None:
+        place = number - FIRST_NUMBER
+        entry = self._index.entry(place)
+        path = os.path.join(self._base, self._index.path(place))
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         try:
             require_size(descriptor, entry)
@@ -86,7 +133,20 @@ class Filler:
                 until = min(-(-end // _PAGE) * _PAGE, entry.size)
                 for at in range(first // _PAGE * _PAGE, until, _PIECE):
                     data = read_verified(descriptor, entry, at, min(_PIECE, until - at))
-                    store(fuse, number, at, memoryview(data))
+                    if not self._give(number, at, memoryview(data)):
+                        return
         finally:
             os.close(descriptor)
-        self._whole[number - FIRST_NUMBER] = 1
+        self._filled[place] = 1
+
+    def _give(self, number: int, offset: int, data: memoryview) -> bool:
+        """Give the kernel a piece of a file, unless somebody has opened it."""
+        self._giving[0] = number
+        self._tell()
+        try:
+            if self._opened[number - FIRST_NUMBER]:
+                return False
+            store(self._fuse, number, offset, data)
+            return True
+        finally:
+            self._giving[0] = 0

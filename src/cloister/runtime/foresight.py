@@ -5,7 +5,8 @@ the program waits. So an enclave remembers the names that a run looked up, the d
 listed and which parts of its trusted and encrypted files it read. In the next run with the same
 arguments a process of the sandbox does the same, file by file in the same order, beside the program
 and with all checks. The program then finds names, attributes and content in the kernel's cache.
-Content of trusted files it does not read itself, but orders it (:mod:`cloister.runtime.filler`).
+Content of the smaller trusted files, which are most, it does not read but orders
+(:mod:`cloister.runtime.filler`).
 
 Only names and ranges are kept, no content, in the user's cache directory under a key that only
 this very enclave has: the host, which was asked for each of them anyway, cannot add any. Losing the
@@ -50,6 +51,7 @@ ORDER = struct.Struct("=QI")
 
 SPAN = struct.Struct("=QQ")
 
+_LARGEST_ORDER = 1 << 20
 _FEWEST_BYTES = 4 << 20
 _MOST_RANGES = 50_000
 _MOST_NAMES = 25_000
@@ -260,11 +262,20 @@ def fetch_ahead(foreseen: Steps, orders: socket.socket | None = None) -> None:
 
 
 def _order(orders: socket.socket, status: os.stat_result, spans: Spans) -> bool:
-    """Order content; return False where it has to be read."""
+    """Order content; return False where it has to be read.
+
+    Of a file that the program opens meanwhile no more is given to the kernel, so larger ones are
+    read: then the rest comes, too.
+    """
     if not stat.S_ISREG(status.st_mode) or status.st_ino < FIRST_NUMBER:
         return False
+    if status.st_size > _LARGEST_ORDER:
+        return False
     ranges = b"".join(itertools.starmap(SPAN.pack, spans))
-    orders.sendall(ORDER.pack(status.st_ino, len(spans)) + ranges)
+    try:
+        orders.sendall(ORDER.pack(status.st_ino, len(spans)) + ranges)
+    except ConnectionError:
+        return False  # the filler was killed
     return True
 
 

@@ -48,7 +48,6 @@ class HostFile(Node):
         self._was_whole = False
         self._was_opened = False
         self._kept: Handle | None = None
-        self.number = None
         self._trusted = self.scene.rules.trusted(self.place.path)
         self.costs_reading = self._trusted is not None
         if self._trusted is None:
@@ -56,8 +55,14 @@ class HostFile(Node):
                 self.name_seconds = self.attribute_seconds = HOST_SECONDS
         elif self._trusted.size == UNKNOWN_SIZE:
             self.attribute_seconds = 0.0  # until the file was hashed, its size is the host's word
-        elif self.scene.shelf is None or not self.scene.shelf.wants(self.place.path):
-            self.number = number_of(self._trusted)
+
+    @property
+    def number(self) -> int | None:
+        """The number by which content of a trusted file is ordered, if it can be."""
+        shelf = self.scene.shelf
+        if self._trusted is None or (shelf is not None and shelf.wants(self.place.path)):
+            return None
+        return number_of(self._trusted)
 
     def attributes(self) -> Attributes:
         """Return the host's attributes; the size of a trusted file is the signed one."""
@@ -149,7 +154,7 @@ class HostFile(Node):
     def _open_trusted(self, entry: TrustedEntry) -> TrustedHandle:
         """Open a trusted file; one that was found whole before is opened when it has to be."""
         descriptor = None
-        if not self._was_whole and not self._was_found_whole():
+        if not self._was_whole and not self._is_filled():
             descriptor = self._open_whole(entry)
         self._was_whole = True
         whole = self._trusted or entry
@@ -157,9 +162,13 @@ class HostFile(Node):
             self.scene, self.place.path, whole, lambda: self._open_whole(whole), descriptor
         )
 
-    def _was_found_whole(self) -> bool:
-        filler = self.scene.filler
-        return filler is not None and self.number is not None and filler.found_whole(self.number)
+    def _is_filled(self) -> bool:
+        """Tell whether the filler found the file whole; from now on it leaves it alone."""
+        filler, number = self.scene.filler, self.number
+        if filler is None or number is None:
+            return False
+        filler.leave(number)
+        return filler.is_filled(number)
 
     def _open_whole(self, entry: TrustedEntry) -> int:
         """Open the host's file if it has the signed size.

@@ -184,8 +184,9 @@ def _fetch(stage: Stage, orders: socket.socket, keys: int) -> None:
             os.sched_setaffinity(0, {stage.processor})
     fetch_ahead(stage.foreseen, orders if stage.fills else None)
     if stage.fills:
-        orders.shutdown(socket.SHUT_WR)
-        orders.recv(1)  # until the filler has ended
+        with suppress(OSError):  # it was killed
+            orders.shutdown(socket.SHUT_WR)
+            orders.recv(1)  # until the filler has ended
     os.read(keys, 1)
     fetch_ahead(stage.foreseen_later)
 

@@ -287,7 +287,10 @@ def give_way() -> None:
 
     The caller has a real-time priority no more, wakes up without haste (SCHED_BATCH), and asks for
     slices so long that Linux 6.12 and later gives it the processor after whoever asks for less.
+    Whoever has only what others leave (SCHED_IDLE) stays so.
     """
+    if os.sched_getscheduler(0) == os.SCHED_IDLE:
+        return
     nice = os.getpriority(os.PRIO_PROCESS, 0)
     attributes = struct.pack("=IIQiIQQQ", 48, os.SCHED_BATCH, 0, nice, 0, _LONGEST_SLICE, 0, 0)
     _check(_libc.syscall(_SYS_SCHED_SETATTR, 0, attributes, 0), "sched_setattr")

@@ -88,13 +88,15 @@ class Handle:
 class Node:
     """One name of the tree. Subclasses are directories, files and links."""
 
-    number: int | None = None
-    """The inode number that this node always has; None has the view give it one."""
-
     name_seconds = FOREVER
     attribute_seconds = FOREVER
     costs_reading = False
     """Whether bytes are verified or decrypted before they are served."""
+
+    @property
+    def number(self) -> int | None:
+        """The inode number that this node always has; None has the view give it one."""
+        return None
 
     def looked_up(self) -> Node:
         """Return what the kernel gets to know by this name: this node each time, or a new one."""

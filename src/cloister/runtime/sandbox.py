@@ -21,7 +21,7 @@ from contextlib import suppress
 
 from cloister.errors import ProgramStartError, SandboxError
 from cloister.runtime import linux
-from cloister.runtime.forks import fork_into
+from cloister.runtime.forks import close_private, fork_into, keep_private
 from cloister.runtime.inside import enter_namespaces
 from cloister.runtime.plan import (
     CREDENTIALS,
@@ -60,6 +60,7 @@ class Sandbox:
         sys.stderr.flush()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        keep_private(self._control)  # the plan comes through it
         self.orders, orders = socket.socketpair()
         self._program: int | None = None
         self.memory: list[MemoryUse] = []
@@ -198,7 +199,7 @@ class Sandbox:
         for descriptor in (self._init, self._program, self.fuse):
             if descriptor is not None:
                 os.close(descriptor)
-        self._control.close()
+        close_private(self._control)
         self.orders.close()
 
 
