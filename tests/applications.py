@@ -135,6 +135,17 @@ class App:
                 pending.result(10)
         return done
 
+    def start_shell(self, script: str) -> subprocess.Popen[str]:
+        """Begin to run a script in the built enclave, with pipes to its standard streams."""
+        return subprocess.Popen(
+            [*CLOISTER, "run", "app", "-c", script],
+            cwd=self.directory,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
     def enclave_shell(
         self, script: str, expect: int | None = 0
     ) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 
@@ -17,3 +18,18 @@ def is_gone(process: int) -> bool:
     except FileNotFoundError:
         return True
     return state == "Z"
+
+
+def descendants(process: int) -> list[int]:
+    """Children, their children, and so on; who ends meanwhile may be left out."""
+    found = []
+    with contextlib.suppress(OSError):
+        for child in children(process):
+            found += [child, *descendants(child)]
+    return found
+
+
+def sockets(process: int) -> set[Path]:
+    """The sockets that a process has open; one that two share has the same name in both."""
+    found = (path.readlink() for path in Path(f"/proc/{process}/fd").iterdir())
+    return {target for target in found if str(target).startswith("socket:")}

@@ -19,7 +19,7 @@ from cloister.platforms.base import SealingPolicy
 from cloister.platforms.simulated import SimulatedEnclave, SimulatedPlatform
 from cloister.runtime.attester import Attester, HeldEnclave, SealingRequest, Started
 from cloister.runtime.load import enclave_program
-from processes import children, is_gone
+from processes import children, is_gone, sockets
 from signing import IMAGE, PARAMETERS, signed
 
 DATA = b"d" * 64
@@ -168,11 +168,6 @@ def test_nothing_but_the_runtime_reaches_the_enclave(app: App) -> None:
         for other in others:
             assert not ours & sockets(other)
         run.communicate("\n", 60)
-
-
-def sockets(process: int) -> set[Path]:
-    found = (path.readlink() for path in Path(f"/proc/{process}/fd").iterdir())
-    return {target for target in found if str(target).startswith("socket:")}
 
 
 def test_an_error_of_the_host_is_told_with_its_file(app: App, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from applications import CLOISTER, App
-from processes import children, is_gone
+from processes import children, descendants, is_gone, sockets
 
 SIZE = 700_123
 OTHER = 5 << 20
@@ -55,14 +55,7 @@ def until_the_filler_is_done(runtime: int) -> None:
 @contextlib.contextmanager
 def waiting(app: App, script: str = SCRIPT) -> Iterator[subprocess.Popen[str]]:
     """A run that the program holds up until it gets a line."""
-    with subprocess.Popen(
-        [*CLOISTER, "run", "app", "-c", script],
-        cwd=app.directory,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as run:
+    with app.start_shell(script) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == "ready\n"
         yield run
@@ -157,8 +150,6 @@ def test_without_an_index_the_files_are_read(app: App, files: Path) -> None:
 
 
 def test_inode_numbers_are_those_of_the_last_run(app: App, files: Path) -> None:
-    """And the same for a file as long as the run lasts."""
-    app.build_shell()
     found = {app.run_shell("ls -i /files/a/file; ls -i /files/b/file").stdout for _ in range(2)}
     (both,) = found
     first, second = (line.split()[0] for line in both.splitlines())
@@ -166,14 +157,7 @@ def test_inode_numbers_are_those_of_the_last_run(app: App, files: Path) -> None:
 
 
 def test_a_run_goes_on_without_its_filler(app: App, learnt: Path) -> None:
-    with subprocess.Popen(
-        [*CLOISTER, "run", "app", "-c", SCRIPT],
-        cwd=app.directory,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as run:
+    with app.start_shell(SCRIPT) as run:
         os.kill(working_in_the_background(run.pid), signal.SIGKILL)
         printed, errors = go_on(run)
     assert printed == ["ready", content("a").decode(), content("b").decode(), str(SIZE)]
@@ -194,14 +178,7 @@ def working_in_the_background(runtime: int) -> int:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root sees what these processes have open")
 def test_it_shares_no_socket_with_the_runtime(app: App, learnt: Path) -> None:
     """Plans with secrets go through those."""
-    with subprocess.Popen(
-        [*CLOISTER, "run", "app", "-c", SCRIPT],
-        cwd=app.directory,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as run:
+    with app.start_shell(SCRIPT) as run:
         filler = working_in_the_background(run.pid)
         os.kill(filler, signal.SIGSTOP)
         assert run.stdout is not None
@@ -213,17 +190,9 @@ def test_it_shares_no_socket_with_the_runtime(app: App, learnt: Path) -> None:
     assert printed == [content("a").decode(), content("b").decode(), str(SIZE)]
 
 
-def sockets(process: int) -> set[Path]:
-    found = (path.readlink() for path in Path(f"/proc/{process}/fd").iterdir())
-    return {target for target in found if str(target).startswith("socket:")}
-
-
-MANY = 40
-
-
 def test_nothing_stays_when_the_runtime_is_killed(app: App, files: Path) -> None:
     """Also while the program reads what is just being given: see the module's text."""
-    for number in range(MANY):
+    for number in range(40):
         (files / "b" / str(number)).write_bytes(content("c", 1 << 20))
     app.build_shell()
     script = "echo ready; cat /files/b/* /files/other > /dev/null; echo done"
@@ -245,12 +214,3 @@ def test_nothing_stays_when_the_runtime_is_killed(app: App, files: Path) -> None
                 Path(f"/proc/{one}/stat").read_text() for one in forked if not is_gone(one)
             ]
             time.sleep(0.02)
-
-
-def descendants(process: int) -> list[int]:
-    """Children, their children, and so on; who ends meanwhile may be left out."""
-    found = []
-    with contextlib.suppress(OSError):
-        for child in children(process):
-            found += [child, *descendants(child)]
-    return found

@@ -47,14 +47,7 @@ def reader(app: App) -> App:
 @contextmanager
 def running(app: App, script: str) -> Iterator[subprocess.Popen[str]]:
     """A run that goes on with each line, and ends with its input."""
-    with subprocess.Popen(
-        [*CLOISTER, "run", "app", "-c", script],
-        cwd=app.directory,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with app.start_shell(script) as process:
         yield process
         process.communicate(timeout=60)
 

@@ -70,14 +70,18 @@ class Filler:
         self._child = fork_into(lambda: self._fill(orders))
         orders.close()
 
-    def leave(self, number: int) -> None:
-        """Have nothing more given of the file with this inode number: it is being opened."""
+    def take(self, number: int) -> bool:
+        """Take the file with this inode number over: it is being opened, so no more is given of it.
+
+        Return whether the kernel got all that was ordered; then it had its signed size.
+        """
         place = number - FIRST_NUMBER
         if not self._opened[place]:
             self._opened[place] = 1
             self._tell()
             if self._giving[0] == number:
                 self._await(number)
+        return self._filled[place] != 0
 
     def _await(self, number: int) -> None:
         """Wait until nothing is given of a file: microseconds, if the filler gets to work."""
@@ -88,13 +92,6 @@ class Filler:
                 os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOWAIT)
                 return
             time.sleep(0)
-
-    def is_filled(self, number: int) -> bool:
-        """Tell whether the kernel got all that was ordered of the file with this inode number.
-
-        Then the file had its signed size.
-        """
-        return self._filled[number - FIRST_NUMBER] != 0
 
     def close(self) -> None:
         """End the process; nobody waits for that."""

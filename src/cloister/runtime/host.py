@@ -154,7 +154,7 @@ class HostFile(Node):
     def _open_trusted(self, entry: TrustedEntry) -> TrustedHandle:
         """Open a trusted file; one that was found whole before is opened when it has to be."""
         descriptor = None
-        if not self._was_whole and not self._is_filled():
+        if not self._was_whole and not self._take_from_filler():
             descriptor = self._open_whole(entry)
         self._was_whole = True
         whole = self._trusted or entry
@@ -162,13 +162,10 @@ class HostFile(Node):
             self.scene, self.place.path, whole, lambda: self._open_whole(whole), descriptor
         )
 
-    def _is_filled(self) -> bool:
-        """Tell whether the filler found the file whole; from now on it leaves it alone."""
+    def _take_from_filler(self) -> bool:
+        """Have the filler leave the file alone; return whether it has found it whole."""
         filler, number = self.scene.filler, self.number
-        if filler is None or number is None:
-            return False
-        filler.leave(number)
-        return filler.is_filled(number)
+        return filler is not None and number is not None and filler.take(number)
 
     def _open_whole(self, entry: TrustedEntry) -> int:
         """Open the host's file if it has the signed size.

@@ -72,20 +72,20 @@ def run(program: Program, start_enclave: StartEnclave | None, journal: Journal) 
     with (
         contextlib.closing(Processors()) as processors,
         contextlib.closing(Sandbox(processors, loader.uid, loader.gid)) as sandbox,
-        contextlib.ExitStack() as ending,
     ):
         harden_this_process()
-        filler = ending.enter_context(_filler(program, sandbox, journal))
-        enclave = None if start_enclave is None else start_enclave()
-        keys = _keyring(program.manifest, enclave)
-        try:
-            with prompt_signals():
-                return _Run(program, enclave, keys, journal, filler).through(sandbox, processors)
-        finally:
-            keys.wipe()
-            if enclave is not None:
-                enclave.close()
-            journal.close()
+        with _filler(program, sandbox, journal) as filler:
+            enclave = None if start_enclave is None else start_enclave()
+            keys = _keyring(program.manifest, enclave)
+            try:
+                with prompt_signals():
+                    this = _Run(program, enclave, keys, journal, filler)
+                    return this.through(sandbox, processors)
+            finally:
+                keys.wipe()
+                if enclave is not None:
+                    enclave.close()
+                journal.close()
 
 
 class _Run:

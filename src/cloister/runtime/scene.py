@@ -43,7 +43,7 @@ class Scene:
             are mounted (Graphene's dialect).
         opened: the encrypted files that are open.
         shelf: where trusted files are kept that are opened often.
-        filler: who looks at trusted files before the program does.
+        filler: who gives the kernel content of trusted files ahead.
     """
 
     rules: Rules

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable
 from hashlib import sha256
 from hmac import compare_digest
-from typing import NoReturn
 
 from cloister.fuse.filesystem import Attributes
 from cloister.manifest.index import CHUNK_SIZE, DIGEST_SIZE, TrustedEntry, chunk_digest
@@ -63,7 +62,9 @@ class TrustedHandle(Handle):
             except TamperedFileError:
                 raise  # and has been reported
             except OSError as error:
-                self._refuse(f"cannot be opened any more ({error.strerror})")
+                gone = TamperedFileError(f"cannot be opened any more ({error.strerror})")
+                self._scene.report(self._path, Intent.READ, gone)
+                raise gone from error
         return self._opened
 
     def read(self, offset: int, size: int) -> bytes | memoryview:
@@ -78,11 +79,6 @@ class TrustedHandle(Handle):
         except TamperedFileError as error:
             self._scene.report(self._path, Intent.READ, error)
             raise
-
-    def _refuse(self, reason: str) -> NoReturn:
-        error = TamperedFileError(reason)
-        self._scene.report(self._path, Intent.READ, error)
-        raise error
 
     def attributes(self) -> Attributes:
         """Return the attributes of the open file, with the signed size."""
