@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -253,6 +255,24 @@ def test_nothing_is_left_when_either_side_is_killed(app: App, victim: str) -> No
     assert not [
         line for line in Path("/proc/mounts").read_text().splitlines() if "cloister" in line
     ]
+
+
+TURN = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
+
+
+def test_output_ends_with_the_run_on_a_busy_machine(app: App) -> None:
+    """What keeps processors awake has only the time that others leave, also to die in."""
+    app.build_shell()
+    with contextlib.ExitStack() as stack:
+        for processor in os.sched_getaffinity(0):
+            busy = subprocess.Popen([sys.executable, "-c", TURN, str(processor)])
+            stack.callback(busy.wait)
+            stack.callback(busy.kill)
+        with app.start_shell("echo ran") as run:
+            run.wait(60)
+            ended = time.monotonic()
+            assert run.communicate(timeout=60)[0] == "ran\n"
+            assert time.monotonic() - ended < 1
 
 
 def _status_field(pid: int, field: str) -> str:

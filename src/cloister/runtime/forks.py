@@ -37,6 +37,18 @@ def never_returning() -> Iterator[None]:
         os._exit(127)
 
 
+def let_go_of_streams() -> None:
+    """Hold the standard streams no longer, in a process that nobody waits for when it is killed.
+
+    On a busy machine one of low priority takes seconds to die, and whoever reads what the program
+    wrote would wait for it: a pipe ends with the last process that can write to it.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for stream in range(3):
+        os.dup2(nothing, stream)
+    os.close(nothing)
+
+
 def fork_into(run: Callable[[], None]) -> int:
     """Fork a process that does ``run`` and nothing else; return its number.
 
