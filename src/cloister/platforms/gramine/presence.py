@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from cloister.errors import InputError
@@ -16,7 +15,11 @@ _SUFFIXES = (".manifest", ".sig", ".manifest.sgx")
 
 def sgx_is_here() -> bool:
     """Tell whether this machine has SGX and a Gramine that would use it."""
-    return DEVICE.exists() and shutil.which("gramine-sgx") is not None
+    if not DEVICE.exists():
+        return False
+    import shutil  # takes long to load, and most starts do not come here
+
+    return shutil.which("gramine-sgx") is not None
 
 
 def forget(app: Path) -> None:
