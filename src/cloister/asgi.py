@@ -15,6 +15,8 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from cloister.signals import STOPPING, heeded
+
 GRACE_SECONDS = 5
 """How long requests that are being answered may go on after a stop."""
 
@@ -104,12 +106,11 @@ def stop_signals() -> Iterator[threading.Event]:
     def handle(_number: int, _frame: FrameType | None) -> None:
         stop.set()
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, handle) for number in numbers]
+    before = {number: signal.signal(number, handle) for number in heeded(STOPPING)}
     try:
         yield stop
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

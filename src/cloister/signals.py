@@ -7,9 +7,11 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+"""Signals that ask a service to end."""
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _KEYS = (signal.SIGINT, signal.SIGQUIT)
 """Signals that a terminal sends for a key, to all processes in its foreground."""
@@ -20,15 +22,28 @@ _NUDGES = (10, 100)
 """Milliseconds between a signal, and an interruption, and another one."""
 
 
+def heeded(numbers: Iterable[int]) -> list[int]:
+    """Return the signals that the caller of this process did not have it ignore.
+
+    ``nohup`` does so with SIGHUP, a shell without job control with SIGINT and SIGQUIT of what runs
+    in the background.
+    """
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 @contextlib.contextmanager
 def forwarded_signals(send: Callable[[int], None]) -> Iterator[None]:
-    """Send the program what somebody sends to this process, but what it gets from the terminal."""
+    """Send the program what somebody sends to this process, but what it gets from the terminal.
+
+    What this process ignores stays ignored.
+    """
 
     def forward(number: int, frame: FrameType | None) -> None:
         if number not in _KEYS or not _in_foreground():
             send(number)
 
-    before = {number: signal.signal(number, forward) for number in (*_FORWARDED, *_KEYS)}
+    numbers = heeded((*_FORWARDED, *_KEYS))
+    before = {number: signal.signal(number, forward) for number in numbers}
     try:
         yield
     finally:

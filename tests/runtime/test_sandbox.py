@@ -166,6 +166,26 @@ def test_a_forwarded_signal_reaches_the_program(app: App) -> None:
     assert process.stdout.read() == "caught\n"
 
 
+@pytest.mark.parametrize("name", ["HUP", "INT", "QUIT", "TERM"])
+def test_what_the_caller_ignores_is_ignored(app: App, name: str) -> None:
+    """As nohup wants it of SIGHUP, and a script's shell of SIGINT for what runs in background."""
+    app.build_shell()
+    (app.directory / "nohup").write_text(f"trap '' {name}; exec \"$@\"")
+    script = "echo ready; sleep 0.5; echo done"
+    for program in ([*CLOISTER, "run", "app"], ["sh"]):  # natively it is so
+        with subprocess.Popen(
+            ["sh", "nohup", *program, "-c", script],
+            cwd=app.directory,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(signal.Signals[f"SIG{name}"])
+            assert process.stdout.read() == "done\n"
+        assert process.returncode == 0
+
+
 def test_an_interrupt_from_the_terminal_ends_the_program(app: App) -> None:
     app.direct(["/bin/true"])
     app.settings["libos.entrypoint"] = '"/bin/sh"'

@@ -13,6 +13,7 @@ import click
 from cloister.cli.numbers import Number
 from cloister.cli.streams import forget_output
 from cloister.cli.trust import FILE, trust_from, trust_options, utc_now
+from cloister.signals import STOPPING, heeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -258,7 +259,7 @@ class Parts:
             store_key=self._store_key,
             **parts,
         )
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in heeded(STOPPING):
             signal.signal(number, lambda *_: service.stop())
         signal.signal(signal.SIGHUP, lambda *_: service.reload())
         signal.set_wakeup_fd(service.wakes_at(), warn_on_full_buffer=False)

@@ -17,6 +17,8 @@ Result = TypeVar("Result")
 _ORDER: Final = struct.Struct("<I")
 _ANSWER: Final = struct.Struct("<?Q")  # whether it is pickled, or plain bytes; its size
 
+_STOP: Final = signal.SIGUSR1
+
 
 class _Worker:
     """One forked process and the pipes to it."""
@@ -24,9 +26,9 @@ class _Worker:
     def __init__(self, work: Callable[[int], Any], others: list[_Worker]) -> None:
         orders, self._orders = os.pipe()
         self.answers, answers = os.pipe()
-        # Until the child has its own handler, the order to stop waits: the exception of Python's
-        # handler would be swallowed by what Python itself does after a fork.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Until the child has its own handlers, signals wait: the exception of Python's handler
+        # would be swallowed by what Python itself does after a fork.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, _STOP})
         try:
             self.pid = os.fork()
             if self.pid == 0:
@@ -60,7 +62,7 @@ class _Worker:
 
     def stop(self) -> None:
         self.close()
-        os.kill(self.pid, signal.SIGINT)
+        os.kill(self.pid, _STOP)
 
     def wait(self) -> None:
         os.waitpid(self.pid, 0)
@@ -77,9 +79,10 @@ def _receive(descriptor: int, size: int) -> bytes:
 
 
 def _serve(orders: int, answers: int, work: Callable[[int], Any]) -> None:
-    """Answer orders until the other side goes away."""
-    signal.signal(signal.SIGINT, _stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    """Answer orders until the other side goes away or says stop; Ctrl-C is its affair."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(_STOP, _stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, _STOP})
     while order := os.read(orders, _ORDER.size):
         answer = _attempt(work, *_ORDER.unpack(order))
         pickled = not isinstance(answer, bytes)
@@ -94,7 +97,7 @@ def _serve(orders: int, answers: int, work: Callable[[int], Any]) -> None:
 
 def _stop(number: int, frame: object) -> None:
     """Leave by an exception, so that unfinished files are removed, and only once."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(_STOP, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

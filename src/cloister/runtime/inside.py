@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from cloister.runtime import linux
 from cloister.runtime.foresight import fetch_ahead
-from cloister.runtime.forks import FOR_THE_PROGRAM, never_returning
+from cloister.runtime.forks import never_returning
 from cloister.runtime.limits import Limits, impose
 from cloister.runtime.machine import SHOWN_OF_PROC
 from cloister.runtime.plan import (
@@ -329,7 +329,7 @@ def _become_program(control: socket.socket, init: socket.socket, limits: Limits)
     plan = Plan(**_receive(control))
     try:
         control.sendall(b"!")  # its credentials tell the runtime this process's number
-        for number in (*FOR_THE_PROGRAM, signal.SIGPIPE, signal.SIGXFSZ):
+        for number in (*plan.heeded, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         _keep_only_standard_streams()
         _enter(plan.directory)

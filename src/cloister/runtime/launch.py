@@ -30,6 +30,7 @@ from cloister.runtime.attester import HeldEnclave
 from cloister.runtime.environment import arguments, declared, environment
 from cloister.runtime.filler import Filler
 from cloister.runtime.foresight import Record, Steps, Trail, divided
+from cloister.runtime.forks import FOR_THE_PROGRAM
 from cloister.runtime.journal import Journal, Level
 from cloister.runtime.keyring import DEFAULT_KEY, Keyring
 from cloister.runtime.limits import limits_of
@@ -44,7 +45,7 @@ from cloister.runtime.scene import Scene
 from cloister.runtime.shelf import shelf_for
 from cloister.runtime.tree import read_node
 from cloister.runtime.view import View
-from cloister.signals import forwarded_signals, prompt_signals
+from cloister.signals import forwarded_signals, heeded, prompt_signals
 
 if TYPE_CHECKING:
     from cloister.manifest.model import Manifest, Mount, RootMount
@@ -206,6 +207,7 @@ class _Run:
             arguments=argv,
             environment={**without_provisioning(variables), **secrets},
             directory=self._manifest.fs.start_dir,
+            heeded=heeded(FOR_THE_PROGRAM),
         )
 
     def _view(self, trail: Trail | None) -> View:

@@ -65,9 +65,11 @@ class Plan:
         arguments: its argument vector, element 0 included.
         environment: its whole environment.
         directory: where it starts.
+        heeded: signals for it that its caller does not ignore, and so it does not either.
     """
 
     executable: str
     arguments: list[str]
     environment: dict[str, str]
     directory: str
+    heeded: list[int]
