@@ -22,6 +22,14 @@ _NUDGES = (10, 100)
 """Milliseconds between a signal, and an interruption, and another one."""
 
 
+def wait_for_children() -> None:
+    """Have the kernel tell how children ended, though the caller of this process did not want that.
+
+    Where SIGCHLD is ignored it forgets them at once, and their numbers are given to others.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def heeded(numbers: Iterable[int]) -> list[int]:
     """Return the signals that the caller of this process did not have it ignore.
 

@@ -186,6 +186,18 @@ def test_what_the_caller_ignores_is_ignored(app: App, name: str) -> None:
         assert process.returncode == 0
 
 
+def test_a_caller_that_wants_no_news_of_children(app: App) -> None:
+    app.build_shell()
+    ignoring = "import os, sys; from signal import *; signal(SIGCHLD, SIG_IGN);"
+    command = [sys.executable, "-c", f"{ignoring} os.execv(sys.argv[1], sys.argv[1:])"]
+    done = subprocess.run(
+        [*command, *CLOISTER, "run", "app", "-c", "ls / || exit 2; exit 7"],
+        cwd=app.directory,
+        check=False,
+    )
+    assert done.returncode == 7
+
+
 def test_an_interrupt_from_the_terminal_ends_the_program(app: App) -> None:
     app.direct(["/bin/true"])
     app.settings["libos.entrypoint"] = '"/bin/sh"'

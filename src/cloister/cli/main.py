@@ -12,6 +12,7 @@ import click
 from cloister import __version__
 from cloister.cli.streams import forget_output, open_standard_streams
 from cloister.errors import CloisterError
+from cloister.signals import wait_for_children
 from cloister.text import printable
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with the code that says how it went."""
     arguments = sys.argv[1:] if arguments is None else arguments
     open_standard_streams()
+    wait_for_children()
     gc.set_threshold(_GARBAGE)
     sys.exit(run(arguments))
 

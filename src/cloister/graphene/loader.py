@@ -55,8 +55,10 @@ def run(name: str, arguments: Sequence[str], *, sgx: bool, environment: Mapping[
             )
     from cloister.cli.run import run_direct, run_enclave
     from cloister.cli.streams import open_standard_streams
+    from cloister.signals import wait_for_children
 
     open_standard_streams()
+    wait_for_children()
     try:
         return (run_enclave if sgx else run_direct)(app, arguments[1:], drop_arguments=True)
     except CloisterError as error:
