@@ -135,7 +135,7 @@ class App:
                 pending.result(10)
         return done
 
-    def start_shell(self, script: str) -> subprocess.Popen[str]:
+    def start_shell(self, script: str, *, pass_fds: Sequence[int] = ()) -> subprocess.Popen[str]:
         """Begin to run a script in the built enclave, with pipes to its standard streams."""
         return subprocess.Popen(
             [*CLOISTER, "run", "app", "-c", script],
@@ -144,6 +144,7 @@ class App:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            pass_fds=pass_fds,
         )
 
     def enclave_shell(

@@ -300,11 +300,15 @@ def test_output_ends_with_the_run_on_a_busy_machine(app: App) -> None:
             busy = subprocess.Popen([sys.executable, "-c", TURN, str(processor)])
             stack.callback(busy.wait)
             stack.callback(busy.kill)
-        with app.start_shell("echo ran") as run:
+        reading, writing = os.pipe()  # a descriptor more, as of a shell's 3>&1
+        with app.start_shell("echo ran", pass_fds=[writing]) as run:
+            os.close(writing)
             run.wait(60)
             ended = time.monotonic()
+            assert os.read(reading, 1) == b""
             assert run.communicate(timeout=60)[0] == "ran\n"
             assert time.monotonic() - ended < 1
+        os.close(reading)
 
 
 def _status_field(pid: int, field: str) -> str:

@@ -30,7 +30,7 @@ from cloister.fuse.notify import store
 from cloister.manifest.index import UNKNOWN_SIZE, TrustedEntry, TrustedIndex
 from cloister.runtime import linux
 from cloister.runtime.foresight import FIRST_NUMBER, ORDER, SPAN
-from cloister.runtime.forks import fork_into, let_go_of_streams
+from cloister.runtime.forks import fork_into, hold_only
 from cloister.runtime.trusted import read_verified, require_size
 
 _PIECE = 1 << 20
@@ -109,7 +109,7 @@ class Filler:
     # In the process itself
 
     def _fill(self, orders: socket.socket) -> None:
-        let_go_of_streams()
+        hold_only(self._fuse, orders.fileno())
         with suppress(OSError):  # it costs the others time, and nothing else
             linux.give_way()
         with orders.makefile("rb") as stream:

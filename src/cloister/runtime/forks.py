@@ -6,13 +6,14 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from cloister.runtime import linux
 
 FOR_THE_PROGRAM = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
 """Signals that a terminal or a person sends; only the program and its runtime answer them."""
 
+LAST_STANDARD_STREAM = 2
 
 _private: set[socket.socket] = set()
 
@@ -37,14 +38,19 @@ def never_returning() -> Iterator[None]:
         os._exit(127)
 
 
-def let_go_of_streams() -> None:
-    """Hold the standard streams no longer, in a process that nobody waits for when it is killed.
+def hold_only(*descriptors: int) -> None:
+    """Close all other descriptors, in a process that nobody waits for when it is killed.
 
     On a busy machine one of low priority takes seconds to die, and whoever reads what the program
     wrote would wait for it: a pipe ends with the last process that can write to it.
     """
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        if descriptor > LAST_STANDARD_STREAM and descriptor not in descriptors:
+            with suppress(OSError):  # the listing's own is closed by now
+                os.close(descriptor)
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for stream in range(3):
+    for stream in range(LAST_STANDARD_STREAM + 1):
         os.dup2(nothing, stream)
     os.close(nothing)
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from cloister.runtime import linux
 from cloister.runtime.foresight import fetch_ahead
-from cloister.runtime.forks import never_returning
+from cloister.runtime.forks import LAST_STANDARD_STREAM, never_returning
 from cloister.runtime.limits import Limits, impose
 from cloister.runtime.machine import SHOWN_OF_PROC
 from cloister.runtime.plan import (
@@ -40,7 +40,6 @@ from cloister.runtime.supervisor import Supervisor
 from cloister.runtime.tree import ABSENT_FILE, EMPTY_DIRECTORY, HIDDEN, KernelMount
 
 _STAGING = "/tmp"  # noqa: S108  (covered by a mount that only the new namespace sees)
-_LAST_STANDARD_STREAM = 2
 
 _HINTS = {
     errno.ENOENT: "libos.entrypoint is a path inside the tree: does an entry of fs.mounts show it,"
@@ -370,7 +369,7 @@ def _keep_only_standard_streams() -> None:
     for name in os.listdir("/proc/self/fd"):
         descriptor = int(name)
         with suppress(OSError):  # the listing's own descriptor is closed by now
-            if descriptor > _LAST_STANDARD_STREAM:
+            if descriptor > LAST_STANDARD_STREAM:
                 os.set_inheritable(descriptor, False)
             elif stat.S_ISDIR(os.fstat(descriptor).st_mode):
                 raise ValueError(f"standard stream {descriptor} is a directory of the host")
