@@ -130,7 +130,7 @@ def manifest_page() -> str:
         "|---|---|---|---|",
     ]
     for path, value, default in _keys(Manifest, ()):
-        why = WITHOUT_EFFECT.get((path[0], path[1]), "")
+        why = WITHOUT_EFFECT.get((path[0], path[1].removesuffix("[]")), "")
         lines.append(f"| `{'.'.join(path)}` | {value} | {default} | {why} |")
     lines += ["", "## Graphene's keys", "", "| Graphene | Gramine |", "|---|---|"]
     lines += [f"| `{old}` | `{new}` |" for old, new in translated_keys()]

@@ -3,56 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import pytest
 
-from applications import CLOISTER, KEY, PYTHON, App
+from applications import KEY, PYTHON, App
 from cloister.encrypted import encrypt
 from cloister.encrypted.file import EncryptedFile
 from cloister.errors import InUseError
+from evaluating import PROGRAM, Program, repeated, start
 
 WRAP_KEY = bytes.fromhex(KEY)
-PROGRAM = """\
-import os, sys
-os.chdir("/secret")
-files = {}
-for line in sys.stdin:
-    try:
-        print(eval(line), flush=True)
-    except OSError as error:
-        print(type(error).__name__, flush=True)
-"""
-
-
-class Program:
-    """A program in the tree that evaluates what it is told."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._stdin: IO[str] = process.stdin
-        self._stdout: IO[str] = process.stdout
-
-    def __call__(self, expression: str) -> str:
-        self._stdin.write(f"{expression}\n")
-        self._stdin.flush()
-        return self._stdout.readline().rstrip("\n")
-
-
-def start(app: App, processes: contextlib.ExitStack) -> Program:
-    """Start the program of an application whose manifest is written."""
-    process = subprocess.Popen(
-        [*CLOISTER, "run", "--mode", "direct", "app"],
-        cwd=app.directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    processes.callback(process.communicate)
-    return Program(process)
 
 
 class Shared:
@@ -66,7 +29,7 @@ class Shared:
         app.mount("/secret", "file:secret", "encrypted")
         app.settings["fs.insecure__keys.default"] = f'"{KEY}"'
         # Writes the manifest; what it runs has nothing to say.
-        app.direct([PYTHON, "-c", PROGRAM], input="")
+        app.direct([PYTHON, "-c", PROGRAM.format("/secret")], input="")
 
     def program(self) -> Program:
         """Start one more."""
@@ -107,14 +70,6 @@ def shared(app: App) -> Iterator[Shared]:
     """A directory that no program has yet."""
     with contextlib.ExitStack() as processes:
         yield Shared(app, processes)
-
-
-def repeated(program: Program, expression: str, expected: str) -> None:
-    """Ask until the answer is the expected one."""
-    deadline = time.monotonic() + 20
-    while (answer := program(expression)) != expected:
-        assert time.monotonic() < deadline, answer
-        time.sleep(0.1)
 
 
 def test_two_enclaves_read_one_file_at_the_same_time(shared: Shared) -> None:
@@ -242,7 +197,7 @@ def test_what_others_append_to_an_allowed_file_stays(app: App, mode: str) -> Non
     log.parent.mkdir()
     app.mount("/secret", "file:secret")
     app.settings["sgx.allowed_files"] = '["file:secret/"]'
-    app.direct([PYTHON, "-c", PROGRAM], input="")
+    app.direct([PYTHON, "-c", PROGRAM.format("/secret")], input="")
     with contextlib.ExitStack() as processes:
         program, other = start(app, processes), start(app, processes)
         for each in (program, other):

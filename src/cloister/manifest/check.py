@@ -47,7 +47,7 @@ def file_problems(text: ManifestText, base: Path) -> Iterator[CloisterError]:
             return text.trusted_file_problem(number, what, hint)
 
         try:
-            expand([file], base, tree, problem, bare_directories=text.graphene)
+            expand([file], base, tree, problem, bare_directories=text.graphene, needs_libos=False)
         except CloisterError as error:
             yield error
 

@@ -22,7 +22,7 @@ from cloister.manifest.index import TrustedEntry, TrustedIndex, write_index
 from cloister.manifest.model import Manifest
 from cloister.manifest.parse import ManifestText
 from cloister.manifest.tree import FileTree
-from cloister.manifest.trusted import expand
+from cloister.manifest.trusted import expand, is_absent_libos
 from cloister.sgx.features import enclave_attributes
 from cloister.sgx.measurement import Measurement, areas_of, measure
 from cloister.sgx.sigstruct import Sigstruct, encode_date
@@ -235,12 +235,15 @@ class _Trusted:
         self._problem = text.trusted_file_problem
         self._settings = settings
         self._caches = cache_home() if settings.use_cache else None
+        listed = text.manifest.sgx.trusted_files
+        self._absent = [file.uri for file in listed if is_absent_libos(file, base)]
         self._candidates = expand(
-            text.manifest.sgx.trusted_files,
+            listed,
             base,
             tree,
             self._problem,
             bare_directories=text.graphene,
+            needs_libos=settings.format is Format.GRAMINE,
         )
         self._seen = look(self._candidates, tree, self._problem)
         self._hashed = 0
@@ -276,11 +279,16 @@ class _Trusted:
 
     def notes(self) -> tuple[str, ...]:
         """Return what the builder should know; after hashing."""
-        if not self._left_out:
-            return ()
-        first, *others = self._left_out
-        more = f" and {len(others)} more" if others else ""
-        return (f"not trusted, because you may not read it: {first}{more}",)
+        notes = [
+            f"passed over: {uri}, Gramine's library OS; it is not on this machine, and Cloister's"
+            " runtime needs none"
+            for uri in self._absent
+        ]
+        if self._left_out:
+            first, *others = self._left_out
+            more = f" and {len(others)} more" if others else ""
+            notes.append(f"not trusted, because you may not read it: {first}{more}")
+        return tuple(notes)
 
     def _digests(self) -> Digests:
         digests = digest(

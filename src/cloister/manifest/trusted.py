@@ -18,11 +18,8 @@ from cloister.manifest.tree import FileTree
 from cloister.manifest.uris import FILE
 
 LIBOS = "libsysdb.so"
-"""File name of Gramine's library OS."""
-_OF_GRAMINE = (
-    "it is Gramine's library OS: leave the line out, since Cloister's own runtime needs none (and"
-    " --platform gramine adds it by itself); or install Gramine"
-)
+"""File name of Gramine's library OS, which most of its manifests trust; our runtime needs none."""
+_OF_GRAMINE = "it is Gramine's library OS: install Gramine, or leave the line out"
 
 Problem = Callable[[int, str, str | None], CloisterError]
 """Makes the error for a line of the list: its number from 0, what is wrong, what to do."""
@@ -51,6 +48,7 @@ def expand(
     problem: Problem,
     *,
     bare_directories: bool = False,
+    needs_libos: bool = True,
 ) -> dict[str, Candidate]:
     """Expand directories and merge doubles.
 
@@ -60,6 +58,8 @@ def expand(
         tree: listings of directories.
         problem: makes the errors.
         bare_directories: whether a directory may be written without ``/`` (Graphene's dialect).
+        needs_libos: whether Gramine's library OS must be there as any other file; if not, an absent
+            one is passed over.
 
     Returns:
         Normalised URI path -> candidate, in the order of the list.
@@ -71,6 +71,8 @@ def expand(
     for line, file in enumerate(listed):
         if bare_directories and file.sha256 is None and (base / file.path).is_dir():
             file = TrustedFile(uri=f"{file.uri.rstrip('/')}/")  # noqa: PLW2901
+        if not needs_libos and is_absent_libos(file, base):
+            continue
         for path, candidate in _of_line(line, file, base, tree, problem):
             before = found.setdefault(path, candidate)
             if before.sha256 is None and candidate.sha256 is not None:
@@ -78,6 +80,12 @@ def expand(
             elif candidate.sha256 is not None and candidate.sha256 != before.sha256:
                 raise problem(line, f"{file.uri} has another sha256 further up", None)
     return found
+
+
+def is_absent_libos(file: TrustedFile, base: Path) -> bool:
+    """Tell whether an item of the list is Gramine's library OS, and not on this machine."""
+    path = base / file.path
+    return file.sha256 is None and path.name == LIBOS and not path.exists()
 
 
 def _of_line(

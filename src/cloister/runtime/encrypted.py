@@ -176,6 +176,12 @@ class EncryptedNode(Node):
             return attributes
         return attributes._replace(mtime_ns=self._written_ns, ctime_ns=self._written_ns)
 
+    def is_replaced(self) -> bool:
+        """Tell whether the host has put something else in the place of the open file."""
+        if self._anchor < 0 or self.place.is_lost:
+            return False
+        return not self.place.stands_for(self._anchor)
+
     def detach(self) -> None:
         """The name is gone; open handles keep working."""
         self.place.lose()
@@ -188,6 +194,8 @@ class EncryptedNode(Node):
 
     def change(self, change: Change, handle: Handle | None) -> None:
         """Change mode, size or times of the very file that authenticates."""
+        if change.size is not None and handle is None:
+            self._require_name()
         with self._borrowed(writing=change.size is not None) as engine:
             if change.size is not None and change.size != engine.size:
                 self.truncate(change.size)
@@ -196,6 +204,11 @@ class EncryptedNode(Node):
             mode = None if change.mode is None else self._on_host(change.mode)
             change_on_host(self._anchor, change._replace(size=None, mode=mode))
             self._remember(engine)
+
+    def _require_name(self) -> None:
+        """Have the kernel look the name up again (ESTALE) if it is another file's by now."""
+        if self.is_replaced():
+            refuse(errno.ESTALE)
 
     def _on_host(self, mode: int) -> int:
         """Return the host's mode for one of the program's: the runtime always reads and writes."""
@@ -209,6 +222,7 @@ class EncryptedNode(Node):
             OSError: ESTALE: others changed the file, or took it away. The kernel looks the name up
                 again, and asks again if it is there.
         """
+        self._require_name()
         writing = bool(flags & (WRITING | os.O_TRUNC))
         try:
             self._acquire(writing=writing)
@@ -419,6 +433,7 @@ class EncryptedNode(Node):
         def rename(old: os.PathLike[str], new: os.PathLike[str]) -> None:
             rename_on_host(os.fspath(old), os.fspath(new), flags)
 
+        self._require_name()
         with self._borrowed(writing=True) as engine, self.translated(Intent.RENAME):
             self.flush()
             before = os.fstat(self._anchor)

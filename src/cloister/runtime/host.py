@@ -74,6 +74,12 @@ class HostFile(Node):
             self._open_trusted(self._trusted).release()
         return shown(self.scene, self.place.status(stat.S_IFREG), self._trusted.size)
 
+    def is_replaced(self) -> bool:
+        """Tell whether the host has put something else in the place of the open file."""
+        if not self._handles or self.place.is_lost:
+            return False
+        return not self.place.stands_for(self._handles[0].descriptor)
+
     def detach(self) -> None:
         """The name is gone; open handles keep working."""
         self.place.lose()
@@ -119,9 +125,19 @@ class HostFile(Node):
         return self.adopt(self._open(_host_flags(flags)), flags)
 
     def _open(self, flags: int) -> int:
+        """Open the very file.
+
+        Raises:
+            OSError: ESTALE: another has its name now, or none. The kernel looks the name up again.
+        """
         if self.place.is_lost and self._handles:
             return os.open(f"/proc/self/fd/{self._handles[0].descriptor}", flags | os.O_CLOEXEC)
-        return self.place.open(flags)
+        if self.is_replaced():
+            refuse(errno.ESTALE)
+        try:
+            return self.place.open(flags)
+        except FileNotFoundError:
+            refuse(errno.ESTALE)
 
     def adopt(self, descriptor: int, flags: int) -> HostHandle:
         """Make a handle of a host descriptor, which becomes the handle's.

@@ -138,6 +138,10 @@ class Node:
         """Remove an extended attribute."""
         refuse(errno.EOPNOTSUPP)
 
+    def is_replaced(self) -> bool:
+        """Tell whether the node is an open file that lost its name to another, or to nothing."""
+        return False
+
     def detach(self) -> None:
         """The name is gone; handles may still be open."""
 

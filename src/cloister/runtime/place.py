@@ -105,6 +105,17 @@ class Place:
             refuse(errno.ENOENT)
         return path
 
+    def stands_for(self, descriptor: int) -> bool:
+        """Tell whether the name still is that of an open file."""
+        if self._gone:
+            return False
+        host = self.reach()
+        try:
+            status = os.stat(host) if self._read_only or self.follows else os.lstat(host)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(status, os.fstat(descriptor))
+
     def status(self, kind: int) -> os.stat_result:
         """Return the host's ``stat``.
 

@@ -106,6 +106,9 @@ class View(Filesystem):
         place = self._known[parent]
         directory = self._directory(parent)
         known = place.children.get(name)
+        if known is not None and known.node.is_replaced():
+            self._lose(known, place, name)
+            known = None
         try:
             if known is not None:
                 return self._entry(known, _checked_kind(known.node))
@@ -245,9 +248,7 @@ class View(Filesystem):
         known = self._known[parent].children.get(name)
         directory.unlink(name, directory.child(name) if known is None else known.node)
         if known is not None:
-            known.node.detach()
-            known.take(self._known[parent], name)
-            _relocate_to_another_name(known)
+            self._lose(known, self._known[parent], name)
 
     def rmdir(self, parent: int, name: bytes) -> None:
         """See :class:`Filesystem`."""
@@ -282,6 +283,12 @@ class View(Filesystem):
         if moved is not None:
             moved.put(goal, new)
             _relocate_below(moved)
+
+    def _lose(self, known: _Known, place: _Known, name: bytes) -> None:
+        """Take a name from a file, which may have others."""
+        known.node.detach()
+        known.take(place, name)
+        _relocate_to_another_name(known)
 
     def _require_free(self, parent: int, name: bytes) -> None:
         """Refuse to touch a name that a mount occupies."""
