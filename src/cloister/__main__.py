@@ -1,5 +1,24 @@
-"""``python -m cloister`` is the same as ``cloister``."""
+"""The command ``cloister``, and ``python -m cloister``, which is the same."""
 
-from cloister.cli.main import main
+from __future__ import annotations
 
-main()
+import signal
+
+
+def main() -> None:
+    """Load the command line, which takes a tenth of a second, and run it.
+
+    Ctrl-C meanwhile ends the process and nothing else: nobody is there yet who would tell of it.
+    """
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from cloister.cli.main import main as run
+
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    run()
+
+
+if __name__ == "__main__":
+    main()

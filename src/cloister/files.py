@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from cloister.errors import InputError
 
@@ -142,6 +142,10 @@ def link_open_file(descriptor: int, temporary: Path | None, target: Path) -> Non
         os.link(source, target, src_dir_fd=directory, follow_symlinks=True)
     finally:
         os.close(directory)
+
+
+WRITE_ERRORS: Final = (OSError, InputError)
+"""What :func:`write_atomically` raises, for those who go on without: of caches, for example."""
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644, replace: bool = True) -> None:

@@ -40,14 +40,20 @@ def heeded(numbers: Iterable[int]) -> list[int]:
 
 
 @contextlib.contextmanager
-def forwarded_signals(send: Callable[[int], None]) -> Iterator[None]:
+def forwarded_signals(
+    send: Callable[[int], None], hears_keys: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
     """Send the program what somebody sends to this process, but what it gets from the terminal.
 
     What this process ignores stays ignored.
+
+    Args:
+        send: sends it a signal.
+        hears_keys: tells whether the program is there by now to get a terminal's signals itself.
     """
 
     def forward(number: int, frame: FrameType | None) -> None:
-        if number not in _KEYS or not _in_foreground():
+        if number not in _KEYS or not hears_keys() or not _in_foreground():
             send(number)
 
     numbers = heeded((*_FORWARDED, *_KEYS))

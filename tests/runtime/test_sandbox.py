@@ -186,6 +186,18 @@ def test_what_the_caller_ignores_is_ignored(app: App, name: str) -> None:
         assert process.returncode == 0
 
 
+def test_no_signal_is_lost_while_the_program_starts(app: App) -> None:
+    app.build_shell()
+    app.run_shell("true")
+    for moment in range(24):
+        with app.start_shell("exec sleep 1000") as run:
+            assert run.stderr is not None
+            assert "SIMULATED" in run.stderr.readline()
+            time.sleep(moment / 500)
+            run.terminate()
+            assert run.wait(20) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+
+
 def test_a_caller_that_wants_no_news_of_children(app: App) -> None:
     app.build_shell()
     ignoring = "import os, sys; from signal import *; signal(SIGCHLD, SIG_IGN);"

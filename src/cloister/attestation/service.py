@@ -25,9 +25,8 @@ from cloister.errors import (
     AttestationError,
     CollateralError,
     CollateralFetchError,
-    InputError,
 )
-from cloister.files import write_atomically
+from cloister.files import WRITE_ERRORS, write_atomically
 
 INTEL_PCS = "https://api.trustedservices.intel.com"
 TIMEOUT = 20.0
@@ -313,7 +312,7 @@ class CollateralCache:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             write_atomically(self._path(kind), collateral.to_json().encode())
-        except (OSError, InputError) as error:
+        except WRITE_ERRORS as error:
             # What was fetched is as good without: it is only asked for again by the next process.
             self._on_failure(CollateralError(f"collateral is not kept on disk: {error}"))
         return collateral

@@ -31,8 +31,8 @@ def init(output: Path | None, python: str | None, as_json: bool, words: tuple[st
               cloister try confidential
     """
     import json
-    import sys
 
+    from cloister.cli.streams import tell
     from cloister.project.create import Source, application, create, inspect, names_its_directory
     from cloister.project.sorting import INSIDE
     from cloister.runtime.journal import Journal
@@ -43,7 +43,7 @@ def init(output: Path | None, python: str | None, as_json: bool, words: tuple[st
     if python is not None and Path(python).exists():  # else it is a name to be looked for in PATH
         python = str(Path(python).absolute())  # the project is built from another directory
     source = Source(script, arguments, kind, python)
-    journal = Journal(lambda line: print(line, file=sys.stderr, flush=True))
+    journal = Journal(tell)
     files = inspect(source, journal)
     project = create(source, files, directory)
     made = {

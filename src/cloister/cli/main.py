@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +26,9 @@ class Entry(NamedTuple):
     target: str
     summary: str
 
+
+_READER_LEFT = 141
+"""Exit code where whoever read the output has left: as of a program that died of SIGPIPE."""
 
 _GARBAGE = 50_000
 """New objects between two collections: what modules make while they load is no garbage."""
@@ -137,7 +141,8 @@ def run_command(
         debug: let exceptions through, for their tracebacks.
     """
     try:
-        result: Any = command.main(args=arguments, prog_name=name, standalone_mode=False)
+        result = _invoke(command, arguments, name)
+        sys.stdout.flush()
     except CloisterError as error:
         if debug:
             raise
@@ -148,11 +153,11 @@ def run_command(
         error.show()
         return 2
     except (click.Abort, KeyboardInterrupt):
-        print(f"{name}: interrupted", file=sys.stderr)
+        print(f"\n{name}: interrupted", file=sys.stderr)  # behind the terminal's ^C
         return 130
     except BrokenPipeError:
         forget_output()
-        return 141
+        return _READER_LEFT
     except OSError as error:
         if debug:
             raise
@@ -160,6 +165,21 @@ def run_command(
         print(printable(f"{name}: error: {where}{error.strerror or error}"), file=sys.stderr)
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _invoke(command: click.Command, arguments: list[str], name: str) -> Any:
+    """Do what click's own ``main`` does, but make nothing of exceptions.
+
+    That one makes 1 of a closed pipe, which would mean that the work failed.
+    """
+    variable = f"_{name.replace('-', '_').upper()}_COMPLETE"
+    asked = os.environ.get(variable)
+    if asked:
+        from click.shell_completion import shell_complete
+
+        sys.exit(shell_complete(command, {}, name, variable, asked))
+    with command.make_context(name, list(arguments)) as context:
+        return command.invoke(context)
 
 
 def _wants_traceback(arguments: list[str]) -> bool:

@@ -332,8 +332,7 @@ def _drop_arguments(program: Program, journal: Journal) -> None:
 
 def _journal() -> Journal:
     """Return a journal that writes to standard error at once."""
-    import sys
-
+    from cloister.cli.streams import tell
     from cloister.runtime.journal import Journal
 
-    return Journal(lambda line: print(line, file=sys.stderr, flush=True))
+    return Journal(tell)

@@ -35,6 +35,19 @@ def forget_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def tell(line: str) -> None:
+    """Print a line to standard error at once.
+
+    What is told beside the work must not end it where nobody can read it: the log is on a full
+    disk, or its reader has left.
+    """
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        # The descriptor stays, for the program. What lies in the buffer would be tried once more.
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
 def data_input() -> BinaryIO:
     """Return standard input, from which the command is to take its data.
 

@@ -76,10 +76,10 @@ def trace(
     import json
     import os
     import secrets
-    import sys
 
     from cloister.cli.caller import callers_environment
     from cloister.cli.manifest import write
+    from cloister.cli.streams import tell
     from cloister.errors import InputError
     from cloister.manifest.propose import Keys, merge, propose
     from cloister.runtime.journal import Journal
@@ -90,7 +90,7 @@ def trace(
         raise InputError("--key-server and --ca-chain go together")
     if ca_chain is not None and not ca_chain.is_file():
         raise InputError(f"{ca_chain}: there is no such file")
-    journal = Journal(lambda line: print(line, file=sys.stderr, flush=True))
+    journal = Journal(tell)
     if existing is not None:
         if variables or allow_outputs or key_server or test_key:
             raise InputError("--env, keys and --allow-outputs are for runs without --manifest")

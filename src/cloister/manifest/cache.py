@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from cloister.errors import TrustedIndexError
-from cloister.files import write_atomically
+from cloister.files import WRITE_ERRORS, write_atomically
 from cloister.manifest.hashing import STAMP_SIZE
 from cloister.manifest.index import TrustedEntry, TrustedIndex, write_index
 
@@ -77,7 +77,7 @@ class HashCache:
             name: new[name][1] if name in new else self._index.entry(self._numbers[name])
             for name in records
         }
-        with contextlib.suppress(OSError):  # the next run hashes again
+        with contextlib.suppress(*WRITE_ERRORS):  # the next run hashes again
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._path, _pack(records, entries), mode=0o600)
 
@@ -154,7 +154,7 @@ class Memo:
         if self._directory is None:
             return
         data = hashlib.sha256(result).digest() + result
-        with contextlib.suppress(OSError):  # the next run makes it again
+        with contextlib.suppress(*WRITE_ERRORS):  # the next run makes it again
             self._directory.mkdir(parents=True, exist_ok=True)
             write_atomically(self._directory / key.hex(), data, mode=0o600)
             kept = sorted(self._directory.iterdir(), key=lambda path: path.stat().st_mtime_ns)

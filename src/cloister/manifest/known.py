@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from cloister.errors import EnclaveStartError
-from cloister.files import make_private_directory, write_atomically
+from cloister.files import WRITE_ERRORS, make_private_directory, write_atomically
 
 if TYPE_CHECKING:
     from cloister.manifest.model import Manifest
@@ -68,7 +68,7 @@ class KnownManifest:
     def keep(self, key: bytes, manifest: Manifest) -> None:
         """Keep the values of a validated manifest; a full disk keeps nothing."""
         values = json.dumps(_dumped(manifest), separators=(",", ":")).encode()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*WRITE_ERRORS):
             make_private_directory(self._path.parent)
             write_atomically(
                 self._path, self._authenticated(key, values) + b"\n" + values, mode=0o600

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from cloister.errors import EncryptedKeyError, SigningKeyError
+from cloister.errors import EncryptedKeyError, InputError, SigningKeyError
 from cloister.files import config_home, write_atomically
 from cloister.sgx.sigstruct import EXPONENT, MODULUS_SIZE
 
@@ -138,6 +138,12 @@ def load_or_create_default_key() -> rsa.RSAPrivateKey:
     """Return this user's signing key; on first use it is made, and standard error says so."""
     path = default_key_path()
     if not path.exists():
-        print(f"cloister: made a signing key: {path}", file=sys.stderr)
-        return create_signing_key(path)
-    return load_signing_key(path)
+        try:
+            key = create_signing_key(path)
+        except InputError:
+            if not path.exists():
+                raise
+        else:
+            print(f"cloister: made a signing key: {path}", file=sys.stderr)
+            return key
+    return load_signing_key(path)  # of an earlier build, or of one that runs beside this one

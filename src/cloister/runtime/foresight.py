@@ -28,7 +28,7 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from cloister.files import make_private_directory, write_atomically
+from cloister.files import WRITE_ERRORS, make_private_directory, write_atomically
 
 Spans = list[tuple[int, int]]
 """Ranges of a file: first byte and the byte behind the last."""
@@ -88,6 +88,8 @@ class Record:
     def _load(self) -> None:
         """Take what is remembered; what is not this enclave's own is nothing."""
         try:
+            if not self._path.is_file():  # who reads from a FIFO waits
+                return
             mac, _, text = self._path.read_bytes().partition(b"\n")
         except OSError:
             return
@@ -100,7 +102,7 @@ class Record:
 
     def learn(self, trail: Trail) -> None:
         """Keep what this run used, or forget what no longer fits; a full disk keeps nothing."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*WRITE_ERRORS):
             if not self.foreseen:
                 if _FEWEST_BYTES <= trail.bytes <= MOST_BYTES and not trail.is_cut:
                     self._keep(trail.steps, trail.reread())

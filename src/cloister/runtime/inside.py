@@ -327,9 +327,9 @@ def _become_program(control: socket.socket, init: socket.socket, limits: Limits)
     """
     plan = Plan(**_receive(control))
     try:
-        control.sendall(b"!")  # its credentials tell the runtime this process's number
         for number in (*plan.heeded, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
+        control.sendall(b"!")  # its credentials tell the runtime this process's number
         _keep_only_standard_streams()
         _enter(plan.directory)
         linux.drop_privileges()

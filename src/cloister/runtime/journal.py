@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
@@ -72,7 +73,8 @@ class Journal:
         if self._file is None:
             self._print(clean)
         else:
-            self._file.write(f"{clean}\n")
+            with contextlib.suppress(OSError):  # a full disk is no reason to end the program
+                self._file.write(f"{clean}\n")
 
     def note(self, line: str) -> None:
         """Print a line about the run itself."""
@@ -142,7 +144,8 @@ class Journal:
             words = ", ".join(intent.value for intent in Intent if intent in intents)
             self._write(f"  {words} of file:{path}")
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
 
 
 def _describe(error: OSError) -> tuple[str, str, str | None]:

@@ -162,7 +162,7 @@ class _Run:
         plan = self._plan(argv, secrets)
         if self._journal.recorder is not None:
             self._journal.recorder.program_starts()
-        with forwarded_signals(sandbox.forward):
+        with forwarded_signals(sandbox.forward, sandbox.has_program):
             sandbox.start(plan)
             server.serve()
             code = sandbox.result(self._journal.limit)

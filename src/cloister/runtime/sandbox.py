@@ -63,6 +63,7 @@ class Sandbox:
         keep_private(self._control)  # the plan comes through it
         self.orders, orders = socket.socketpair()
         self._program: int | None = None
+        self._early: list[int] = []
         self.memory: list[MemoryUse] = []
         ours = (self._control, self.orders)
         helper = fork_into(lambda: enter_namespaces(ours, theirs, orders, processors, uid, gid))
@@ -122,8 +123,10 @@ class Sandbox:
             raise SandboxError("the sandbox died before the program started") from error
 
     def start(self, plan: Plan) -> None:
-        """Start the program."""
+        """Start the program; from now on it answers signals."""
         self._tell(plan)
+        with suppress(ConnectionError):  # found out by waiting for the result, too
+            self._learn_program()
 
     def _tell(self, what: Stage | Plan) -> None:
         text = json.dumps(what, default=vars).encode("ascii")
@@ -131,25 +134,25 @@ class Sandbox:
         with suppress(BrokenPipeError, ConnectionResetError):
             self._control.sendall(LENGTH.pack(len(text)) + text)
 
-    def forward(self, number: int) -> None:
-        """Send a signal to the program, if it runs already."""
-        with suppress(BlockingIOError):
-            self._learn_program(socket.MSG_DONTWAIT)
-        if self._program is not None:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._program, number)
+    def has_program(self) -> bool:
+        """Tell whether the program answers signals by now."""
+        return self._program is not None
 
-    def _learn_program(self, flags: int = 0) -> None:
+    def forward(self, number: int) -> None:
+        """Send a signal to the program, as soon as it answers signals."""
+        if self._program is None:
+            self._early.append(number)
+            return
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._program, number)
+
+    def _learn_program(self) -> None:
         """Take hold of the program by the credentials of its one message.
 
         Raises:
             ConnectionError: the sandbox was killed before.
-            BlockingIOError: with MSG_DONTWAIT: the program does not run yet.
         """
-        if self._program is not None:
-            return
-        space = socket.CMSG_SPACE(CREDENTIALS.size)
-        message, ancillary, _, _ = self._control.recvmsg(1, space, flags)
+        message, ancillary, _, _ = self._control.recvmsg(1, socket.CMSG_SPACE(CREDENTIALS.size))
         if not message:
             raise ConnectionError("the sandbox was killed")
         for level, kind, data in ancillary:
@@ -157,6 +160,9 @@ class Sandbox:
                 # A process that ended meanwhile has no number any more; it needs no signals either.
                 with suppress(ProcessLookupError):
                     self._program = os.pidfd_open(CREDENTIALS.unpack(data)[0])
+        early, self._early = self._early, []
+        for number in early:
+            self.forward(number)
 
     def result(self, tell: Callable[[str], None]) -> int:
         """Return the program's exit code as a shell would, after the tree is gone.
@@ -169,7 +175,6 @@ class Sandbox:
             SandboxError: what the kernel was to mount over the tree could not be mounted.
         """
         try:
-            self._learn_program()
             kind, value = STATUS.unpack(self._receive(STATUS.size))
             while kind in (TOLD, MEMORY):
                 message = self._receive(value).decode("ascii")
