@@ -13,7 +13,7 @@ import click
 from cloister import __version__
 from cloister.cli.streams import forget_output, open_standard_streams
 from cloister.errors import CloisterError
-from cloister.signals import wait_for_children
+from cloister.signals import reap, wait_for_children
 from cloister.text import printable
 
 if TYPE_CHECKING:
@@ -121,7 +121,9 @@ def main(arguments: list[str] | None = None) -> None:
     open_standard_streams()
     wait_for_children()
     gc.set_threshold(_GARBAGE)
-    sys.exit(run(arguments))
+    code = run(arguments)
+    reap()
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
