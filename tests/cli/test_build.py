@@ -76,6 +76,20 @@ def test_own_key_is_made_once(template: Path, capsys: pytest.CaptureFixture[str]
     assert (template.parent / "app.sig").read_bytes() == first
 
 
+def test_first_builds_side_by_side_have_one_key(template: Path) -> None:
+    command = [*CLOISTER, "build", "-D", "program=/x", "--json"]
+    builds = []
+    for number in range(4):
+        copy = shutil.copy(template, template.with_name(f"app{number}.manifest.template"))
+        builds.append(
+            subprocess.Popen([*command, copy], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        )
+    told = [build.communicate() for build in builds]
+    assert [build.returncode for build in builds] == [0] * 4, told
+    assert len({json.loads(output)["mrsigner"] for output, _ in told}) == 1
+    assert b"".join(errors for _, errors in told).count(b"made a signing key") == 1
+
+
 def test_own_runtime_is_measured_by_default(
     template: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -231,6 +231,25 @@ def test_only_the_right_key_opens_a_record(tmp_path: Path) -> None:
     assert Record(tmp_path / "new" / "reads", b"l" * 16, ["a"]).foreseen == {}
 
 
+@pytest.mark.parametrize("what", ["directory", "FIFO", "no directory"])
+def test_a_record_that_cannot_be_kept_costs_time_and_nothing_else(
+    reader: App, records: Path, what: str
+) -> None:
+    assert reader.run_shell(READ).stdout == f"{2 * SIZE}\n"
+    for record in records.iterdir():
+        record.unlink()
+        if what == "directory":
+            record.mkdir()
+        elif what == "FIFO":
+            os.mkfifo(record)
+    if what == "no directory":
+        records.rmdir()
+        records.touch()
+    for code in (5, 0):
+        done = reader.run_shell(f"{READ}; exit {code}", expect=code)
+        assert done.stdout == f"{2 * SIZE}\n"
+
+
 def test_names_as_deep_as_a_program_likes(app: App) -> None:
     """The trail notes whole paths; their depth is the program's choice."""
     (app.directory / "secret").mkdir()

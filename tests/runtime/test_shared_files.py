@@ -279,6 +279,15 @@ def test_a_name_that_the_host_took_away_can_be_made_again(shared: Shared) -> Non
     assert program("os.listdir('.')") == "['made']"
 
 
+def test_what_an_interrupted_write_left_goes_with_its_file(shared: Shared) -> None:
+    """As a write that found the disk full; the program does not see it, and it takes up space."""
+    shared.put("file", b"content")
+    (shared.directory / "file.gramine.recovery").write_bytes(b"left")
+    program = shared.program()
+    assert program("os.unlink('file')") == "None"
+    assert list(shared.directory.iterdir()) == []
+
+
 def test_a_directory_that_the_host_took_away_is_gone(shared: Shared) -> None:
     program = shared.program()
     assert program("os.mkdir('d') or os.listdir('d')") == "[]"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 
 from cloister.encrypted.paths import holds_content
 from cloister.fuse.filesystem import Attributes, Caller, Change, Statistics
@@ -296,10 +297,15 @@ class HostDirectory(Directory):
         node.link(self._reach(name), host, path)
 
     def unlink(self, name: bytes, node: Node) -> None:
-        """Remove a host file where that is granted."""
+        """Remove a host file where that is granted, and what an interrupted write left of it."""
         _, path = self.places(name)
         self._require(path, Intent.REMOVE)
-        os.unlink(self._reach(name))
+        reached = self._reach(name)
+        os.unlink(reached)
+        if self._key_of(path) is not None:
+            from cloister.encrypted.file import recovery_path
+
+            recovery_path(Path(reached)).unlink(missing_ok=True)
 
     def rmdir(self, name: bytes) -> None:
         """Remove an empty host directory where that is granted."""

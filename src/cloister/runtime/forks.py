@@ -8,12 +8,14 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from cloister.errors import SandboxError
 from cloister.runtime import linux
 
 FOR_THE_PROGRAM = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
 """Signals that a terminal or a person sends; only the program and its runtime answer them."""
 
 LAST_STANDARD_STREAM = 2
+NO_MORE_PROCESSES = "ulimit -u, or the container's limit of processes, may be reached"
 
 _private: set[socket.socket] = set()
 
@@ -60,10 +62,17 @@ def fork_into(run: Callable[[], None]) -> int:
 
     The child ignores the signals that are for the program. They are blocked around the fork, so
     that none can run a handler of ours in both processes. It is killed when its parent ends.
+
+    Raises:
+        SandboxError: there may be no more processes.
     """
     parent = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PROGRAM)
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError as error:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise SandboxError(f"fork: {error.strerror}", hint=NO_MORE_PROCESSES) from error
     if child == 0:
         with never_returning():
             for number in FOR_THE_PROGRAM:

@@ -83,6 +83,7 @@ def enter_namespaces(
         options = f"fd={fuse},rootmode=40755,user_id={uid},group_id={gid},default_permissions"
         flags = linux.MS_NOSUID | linux.MS_NODEV
         linux.mount("cloister", _STAGING, "fuse.cloister", flags, options)
+        step = "fork"
         init = os.fork()
         if init == 0:
             with never_returning():

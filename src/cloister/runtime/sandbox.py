@@ -21,7 +21,7 @@ from contextlib import suppress
 
 from cloister.errors import ProgramStartError, SandboxError
 from cloister.runtime import linux
-from cloister.runtime.forks import close_private, fork_into, keep_private
+from cloister.runtime.forks import NO_MORE_PROCESSES, close_private, fork_into, keep_private
 from cloister.runtime.inside import enter_namespaces
 from cloister.runtime.plan import (
     CREDENTIALS,
@@ -215,6 +215,7 @@ def _unfit(message: str) -> SandboxError:
         "kernel.apparmor_restrict_unprivileged_userns=0 (whichever exists), and "
         "user.max_user_namespaces above 0",
         "/dev/fuse": "as root: modprobe fuse && chmod 666 /dev/fuse",
+        "fork": NO_MORE_PROCESSES,
         "mount": "the container or security module forbids FUSE mounts; run outside of it",
     }
     return SandboxError(f"{step}: {reason}", hint=hints.get(step))
