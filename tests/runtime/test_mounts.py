@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from applications import CLOISTER, KEY, PYTHON, App
+from cloister.encrypted import decrypt
 from cloister.runtime.names import resolver_configuration
 
 OTHER_KEY = KEY[::-1]
@@ -138,6 +139,21 @@ def test_mounts_that_cannot_be(app: App, fields: dict[str, str], message: str) -
     app.mount(**({"path": "/x"} | fields))
     done = app.direct(["/bin/true"], expect=2)
     assert message in done.stderr
+
+
+def test_an_encrypted_file_that_is_mounted_may_be_made_by_the_program(app: App) -> None:
+    """As a result in a mount of its own; Gramine's sealed files are mounted so."""
+    app.mount("/out/result", "file:result", "encrypted")
+    app.settings["fs.insecure__keys.default"] = f'"{KEY}"'
+    made = app.enclave_shell(
+        "ls /out; cat /out/result; mkdir /out/result; echo text > /out/result; cat /out/result;"
+        " ls /out; echo more >> /out/result; rm /out/result; mv /out/result /out/other",
+        expect=None,
+    )
+    assert made.stdout == "text\nresult\n"
+    stored = (app.directory / "result").read_bytes()
+    assert decrypt(stored, bytes.fromhex(KEY), "result") == b"text\nmore\n"
+    assert app.run_shell("cat /out/result").stdout == "text\nmore\n"
 
 
 def test_a_start_directory_that_is_missing(app: App) -> None:

@@ -240,6 +240,14 @@ class EncryptedNode(Node):
         self._cached = self._known
         return handle
 
+    def appear(self, flags: int, mode: int, caller: Caller) -> Handle:
+        """Create the file; one that the host has made meanwhile is opened."""
+        if not os.path.lexists(self.place.use()):
+            return self.create(mode & ~caller.umask)
+        if flags & os.O_EXCL:
+            refuse(errno.EEXIST)
+        return self.open(flags, caller)
+
     def create(self, mode: int) -> Handle:
         """Create the file on the host, encrypted from its first byte."""
         from cloister.encrypted.file import EncryptedFile

@@ -206,6 +206,10 @@ def _node_of(
         scene.pins.add_root(host)
         return host_node(scene, host, path, key_name)
     except FileNotFoundError as error:
+        if key_name is not None and scene.encrypted is not None and Path(host).parent.is_dir():
+            result = scene.encrypted(host, path, key_name)
+            result.may_appear = True
+            return result
         raise InputError(
             f"{source}: {mount.uri} does not exist (looked for {host})",
             hint="create it before the start, or correct the uri; relative ones start at "

@@ -92,6 +92,8 @@ class Node:
     attribute_seconds = FOREVER
     costs_reading = False
     """Whether bytes are verified or decrypted before they are served."""
+    may_appear = False
+    """Whether it is mounted, but for the program to create, as a result is."""
 
     @property
     def number(self) -> int | None:
@@ -113,6 +115,10 @@ class Node:
     def open(self, flags: int, caller: Caller) -> Handle:
         """Open the file; the default refuses."""
         refuse(errno.EACCES)
+
+    def appear(self, flags: int, mode: int, caller: Caller) -> Handle:
+        """Create the file, if it :attr:`may_appear`; the default refuses."""
+        refuse(errno.EBUSY)
 
     def readlink(self) -> bytes:
         """Return the target of a symbolic link."""
@@ -221,9 +227,10 @@ class SyntheticDirectory(Directory):
     """A directory that exists only in the tree: the way to a mount point, or ``/dev``."""
 
     def attributes(self) -> Attributes:
-        """Return read-only attributes, dated when the runtime started."""
+        """Return attributes dated when the runtime started, read-only if nothing may appear."""
+        writable = any(node.may_appear for node in self.mounted.values())
         return Attributes(
-            mode=stat.S_IFDIR | 0o555,
+            mode=stat.S_IFDIR | (0o755 if writable else 0o555),
             links=2,
             mtime_ns=_START_NS,
             ctime_ns=_START_NS,

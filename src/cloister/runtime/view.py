@@ -200,8 +200,12 @@ class View(Filesystem):
         self, parent: int, name: bytes, flags: int, mode: int, caller: Caller
     ) -> tuple[Entry, Opened]:
         """See :class:`Filesystem`."""
-        self._require_free(parent, name)
-        node, handle = self._directory(parent).create(name, flags, mode, caller)
+        directory = self._directory(parent)
+        mounted = directory.mounted.get(name)
+        if mounted is None:
+            node, handle = directory.create(name, flags, mode, caller)
+        else:
+            node, handle = mounted, mounted.appear(flags, mode, caller)
         return self._add(self._known[parent], name, node), self._opened(handle)
 
     def tmpfile(self, parent: int, flags: int, mode: int, caller: Caller) -> tuple[Entry, Opened]:
