@@ -36,8 +36,10 @@ def test_without_any_rule_the_entrypoint_is_the_only_argument() -> None:
 def test_arguments_from_the_host_are_refused_unless_the_manifest_lets_them_in() -> None:
     with pytest.raises(InputError, match="lets no command-line arguments in"):
         arguments(manifest(), ["x"], read)
-    with pytest.raises(InputError, match="fixes the arguments"):
-        arguments(manifest(argv=["a"]), ["x"], read)
+    for key, value in (("argv", ["a"]), ("argv_src_file", "file:a")):
+        with pytest.raises(InputError, match="fixes the arguments") as refusal:
+            arguments(manifest(**{key: value}), ["x"], read)
+        assert str(refusal.value.hint).endswith(f"remove loader.{key} from the manifest")
     open_manifest = manifest(insecure__use_cmdline_argv=True)
     assert arguments(open_manifest, ["x", "-y"], read) == ["/bin/prog", "x", "-y"]
 

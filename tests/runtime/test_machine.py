@@ -20,7 +20,14 @@ def test_proc_and_sys_show_what_programs_need(app: App) -> None:
     assert got["processes"] == [2]
     assert got["own"] == [2, 1]
     assert {os.path.relpath(path, "/proc/sys") for path in got["sys"]} <= {
-        *("fs", "fs/pipe-max-size", "kernel", "kernel/ngroups_max", "kernel/pid_max"),
+        *(
+            "fs",
+            "fs/lease-break-time",
+            "fs/pipe-max-size",
+            "kernel",
+            "kernel/ngroups_max",
+            "kernel/pid_max",
+        ),
         *("kernel/random", "kernel/random/uuid", "net", "net/core", "net/core/somaxconn"),
         *("vm", "vm/overcommit_memory"),
     }

@@ -58,9 +58,10 @@ def require_that_they_count(manifest: Manifest, given: Sequence[str]) -> None:
             hint="set loader.argv in the manifest, or loader.insecure__use_cmdline_argv = true "
             "(the host then chooses the arguments)",
         )
+    key = "loader.argv" if loader.argv else "loader.argv_src_file"
     raise InputError(
         f"argument {given[0]!r}: the manifest fixes the arguments",
-        hint="leave the arguments out, or remove loader.argv from the manifest",
+        hint=f"leave the arguments out, or remove {key} from the manifest",
     )
 
 

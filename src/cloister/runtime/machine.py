@@ -26,6 +26,7 @@ SHOWN_OF_PROC = ("cpuinfo", "meminfo", "stat", "sys")
 """Top-level names of ``/proc`` besides processes and links to the caller's own directory."""
 
 _SYSCTLS = (
+    "fs/lease-break-time",  # Gramine's list
     "fs/pipe-max-size",  # fcntl(F_SETPIPE_SZ)
     "kernel/ngroups_max",  # sysconf(_SC_NGROUPS_MAX)
     "kernel/pid_max",  # Gramine's list
