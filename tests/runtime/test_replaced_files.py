@@ -16,16 +16,19 @@ Seal = Callable[[bytes], bytes]
 
 
 class Place:
-    """A mounted directory, allowed or encrypted, and a program that is in it."""
+    """A mounted directory or file, allowed or encrypted, and a program that is there."""
 
-    def __init__(self, app: App, kind: str, processes: contextlib.ExitStack) -> None:
+    def __init__(
+        self, app: App, kind: str, processes: contextlib.ExitStack, mounted: str = ""
+    ) -> None:
         self._encrypted = kind == "encrypted"
         self.file = app.directory / "place" / "file"
         self.file.parent.mkdir()
-        app.mount("/place", "file:place", "encrypted" if self._encrypted else "chroot")
+        kind = "encrypted" if self._encrypted else "chroot"
+        app.mount(f"/place{mounted}", f"file:place{mounted}", kind)
         app.settings["fs.insecure__keys.default"] = f'"{KEY}"'
-        app.direct([PYTHON, "-c", PROGRAM.format("/place")], input="")
         self.put(b"old")
+        app.direct([PYTHON, "-c", PROGRAM.format("/place")], input="")
         self.program = start(app, processes)
         assert self.program("files.setdefault('old', open('file', 'r+b')).read()") == "b'old'"
 
@@ -60,6 +63,22 @@ def test_a_file_put_in_place_of_an_open_one(place: Place) -> None:
     assert program("files['new'].write(b', more'), files['new'].close()") == "(6, None)"
     repeated(program, "os.stat('file').st_size", "17")
     assert place.content() == b"new content, more"
+
+
+@pytest.mark.parametrize("kind", ["allowed", "encrypted"])
+def test_a_mounted_file_is_replaced(app: App, kind: str) -> None:
+    with contextlib.ExitStack() as processes:
+        place = Place(app, kind, processes, "/file")
+        program = place.program
+        for content in (b"new content", b"newer content"):
+            place.put(content)
+            assert program("files.setdefault('new', open('file', 'r+b')).read()") == f"{content}"
+            assert program("files['new'].write(b'.'), files.pop('new').close()") == "(1, None)"
+            assert place.content() == content + b"."
+            assert program("open('file', 'rb').read()") == f"{content + b'.'}"
+        assert program("files['old'].seek(0), files['old'].read()") == "(0, b'old')"
+        assert program("files['old'].close()") == "None"
+        assert program("open('file', 'rb').read()") == "b'newer content.'"
 
 
 def test_a_file_that_appears_elsewhere_is_seen_by_its_name_too(place: Place) -> None:

@@ -182,6 +182,13 @@ class EncryptedNode(Node):
             return False
         return not self.place.stands_for(self._anchor)
 
+    def successor(self) -> Node:
+        """Return a node for what has the name now."""
+        place = self.place
+        node = EncryptedNode(self.scene, self._keys, place.host, place.path, self.key_name)
+        node.may_appear = self.may_appear
+        return node
+
     def detach(self) -> None:
         """The name is gone; open handles keep working."""
         self.place.lose()

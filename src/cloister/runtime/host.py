@@ -80,6 +80,10 @@ class HostFile(Node):
             return False
         return not self.place.stands_for(self._handles[0].descriptor)
 
+    def successor(self) -> Node:
+        """Return a node for what has the name now."""
+        return HostFile(self.scene, self.place.host, self.place.path)
+
     def detach(self) -> None:
         """The name is gone; open handles keep working."""
         self.place.lose()

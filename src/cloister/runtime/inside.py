@@ -28,6 +28,7 @@ from cloister.runtime.plan import (
     NOT_STARTED,
     PREPARING,
     READY,
+    STARTING,
     STATUS,
     TOLD,
     MemoryUse,
@@ -330,7 +331,7 @@ def _become_program(control: socket.socket, init: socket.socket, limits: Limits)
     try:
         for number in (*plan.heeded, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
-        control.sendall(b"!")  # its credentials tell the runtime this process's number
+        control.sendall(STARTING)
         _keep_only_standard_streams()
         _enter(plan.directory)
         linux.drop_privileges()

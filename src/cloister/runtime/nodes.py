@@ -148,6 +148,10 @@ class Node:
         """Tell whether the node is an open file that lost its name to another, or to nothing."""
         return False
 
+    def successor(self) -> Node:
+        """Return a node for what has the name of one that :meth:`is_replaced`."""
+        return self
+
     def detach(self) -> None:
         """The name is gone; handles may still be open."""
 

@@ -109,9 +109,8 @@ class Place:
         """Tell whether the name still is that of an open file."""
         if self._gone:
             return False
-        host = self.reach()
         try:
-            status = os.stat(host) if self._read_only or self.follows else os.lstat(host)
+            status = self._stat()
         except FileNotFoundError:
             return False
         return os.path.samestat(status, os.fstat(descriptor))
@@ -125,14 +124,17 @@ class Place:
         Raises:
             FileNotFoundError: something else has the name now.
         """
-        host = self.reach()
-        if self._read_only and self._status is not None:
+        if self._read_only and self._status is not None and not self._gone:
             status, self._status = self._status, None
         else:
-            status = os.stat(host) if self._read_only or self.follows else os.lstat(host)
+            status = self._stat()
         if stat.S_IFMT(status.st_mode) != kind:
             refuse(errno.ENOENT)
         return status
+
+    def _stat(self) -> os.stat_result:
+        host = self.reach()
+        return os.stat(host) if self._read_only or self.follows else os.lstat(host)
 
     def open(self, flags: int) -> int:
         """Open a regular file of the host.

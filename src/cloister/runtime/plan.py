@@ -17,6 +17,8 @@ LENGTH = struct.Struct("=I")
 PREPARING = "preparing the sandbox"
 READY = b"r"
 """The tree is mounted: the program's process waits for the plan."""
+STARTING = b"!"
+"""The program's process has the plan; its credentials tell its number."""
 
 
 class MemoryUse(NamedTuple):

@@ -30,6 +30,7 @@ from cloister.runtime.plan import (
     NOT_STARTED,
     PREPARING,
     READY,
+    STARTING,
     STATUS,
     TOLD,
     MemoryUse,
@@ -149,9 +150,13 @@ class Sandbox:
     def _learn_program(self) -> None:
         """Take hold of the program by the credentials of its one message.
 
+        If it was killed before it could send that, process 1 tells how: that message is next.
+
         Raises:
             ConnectionError: the sandbox was killed before.
         """
+        if self._control.recv(len(STARTING), socket.MSG_PEEK) not in (STARTING, b""):
+            return
         message, ancillary, _, _ = self._control.recvmsg(1, socket.CMSG_SPACE(CREDENTIALS.size))
         if not message:
             raise ConnectionError("the sandbox was killed")

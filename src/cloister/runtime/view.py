@@ -107,6 +107,8 @@ class View(Filesystem):
         directory = self._directory(parent)
         known = place.children.get(name)
         if known is not None and known.node.is_replaced():
+            if name in directory.mounted:
+                directory.mounted[name] = known.node.successor()
             self._lose(known, place, name)
             known = None
         try:
