@@ -75,7 +75,7 @@ def test_a_mounted_file_is_replaced(app: App, kind: str) -> None:
             assert program("files.setdefault('new', open('file', 'r+b')).read()") == repr(content)
             assert program("files['new'].write(b'.'), files.pop('new').close()") == "(1, None)"
             assert place.content() == content + b"."
-            assert program("open('file', 'rb').read()") == repr(content + b'.')
+            assert program("open('file', 'rb').read()") == repr(content + b".")
         assert program("files['old'].seek(0), files['old'].read()") == "(0, b'old')"
         assert program("files['old'].close()") == "None"
         assert program("open('file', 'rb').read()") == "b'newer content.'"
