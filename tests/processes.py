@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 
 
@@ -15,9 +16,16 @@ def is_gone(process: int) -> bool:
     """Tell whether a process has ended, though its parent may not know yet."""
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
     return state == "Z"
+
+
+def wait_until_gone(processes: list[int]) -> None:
+    deadline = time.monotonic() + 10
+    while still := [one for one in processes if not is_gone(one)]:
+        assert time.monotonic() < deadline, still
+        time.sleep(0.02)
 
 
 def descendants(process: int) -> list[int]:

@@ -54,13 +54,11 @@ def test_digests_of_chunks_are_blake3() -> None:
 @given(ENTRIES)
 def test_round_trip(entries: dict[str, TrustedEntry]) -> None:
     index = load(write_index(entries))
-    numbered = {path: one._replace(number=n) for n, (path, one) in enumerate(index.entries())}
-    assert {path: index.lookup(path) for path in index} == numbered
-    assert [index.path(number) for number in range(len(index))] == list(index)
+    assert {path: index.lookup(path) for path in index} == entries
     assert len(index) == len(entries)
     assert index.lookup("\0") is None
     assert dict(index.entries()) == entries
-    assert all(index.lookup(path + "x") == numbered.get(path + "x") for path in entries)
+    assert all(index.lookup(path + "x") == entries.get(path + "x") for path in entries)
 
 
 @given(ENTRIES)
@@ -71,7 +69,7 @@ def test_bytes_do_not_depend_on_the_order(entries: dict[str, TrustedEntry]) -> N
 
 def test_names_that_are_not_utf8() -> None:
     name = b"latin-\xe9".decode("utf-8", "surrogateescape")
-    assert load(write_index({name: entry(1)})).lookup(name) == entry(1)._replace(number=0)
+    assert load(write_index({name: entry(1)})).lookup(name) == entry(1)
 
 
 def test_another_digest_is_refused() -> None:
@@ -115,8 +113,8 @@ def test_other_bytes_are_refused(data: bytes) -> None:
 
 def test_without_index_only_whole_hashes_are_known() -> None:
     index = TrustedIndex.from_hashes({"./a//b": sha256(b"x"), "/lib/c": sha256(b"y")})
-    assert index.lookup("a/b") == TrustedEntry(UNKNOWN_SIZE, sha256(b"x"), b"", 1)
-    assert index.lookup("/lib/c") == TrustedEntry(UNKNOWN_SIZE, sha256(b"y"), b"", 0)
+    assert index.lookup("a/b") == TrustedEntry(UNKNOWN_SIZE, sha256(b"x"), b"")
+    assert index.lookup("/lib/c") == TrustedEntry(UNKNOWN_SIZE, sha256(b"y"), b"")
     assert index.lookup("./a/b") is None
     assert len(index) == 2
 

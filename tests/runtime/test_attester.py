@@ -19,7 +19,7 @@ from cloister.platforms.base import SealingPolicy
 from cloister.platforms.simulated import SimulatedEnclave, SimulatedPlatform
 from cloister.runtime.attester import Attester, HeldEnclave, SealingRequest, Started
 from cloister.runtime.load import enclave_program
-from processes import children, is_gone, sockets
+from processes import children, sockets, wait_until_gone
 from signing import IMAGE, PARAMETERS, signed
 
 DATA = b"d" * 64
@@ -106,13 +106,6 @@ def test_other_files_than_the_measured_ones_do_not_run(app: App) -> None:
 def holder(process: int) -> int:
     """The child that holds the enclave: the runtime forks it before all others."""
     return children(process)[0]
-
-
-def wait_until_gone(processes: list[int]) -> None:
-    deadline = time.monotonic() + 10
-    while not all(map(is_gone, processes)):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_run_survives_the_process_that_holds_its_enclave(app: App) -> None:

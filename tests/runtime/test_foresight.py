@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from applications import CLOISTER, KEY, App
 from cloister.runtime.foresight import Record, Trail, divided
+from processes import children, descendants, wait_until_gone
 
 SIZE = 6 << 20
 
@@ -83,6 +84,32 @@ def test_other_arguments_have_a_record_of_their_own(reader: App, records: Path) 
     reader.run_shell("cat /secret/large | wc -c")
     (new,) = set(records.iterdir()) - before
     assert b"/files/large" not in new.read_bytes()
+
+
+def test_the_kernel_has_what_the_last_run_read(reader: App, records: Path) -> None:
+    """Every byte: nothing is read from the host any more, where other bytes are now."""
+    script = "echo ready; read x; cat /files/large | cksum"
+    large = reader.directory / "files" / "large"
+    signed = large.read_bytes()
+    printed: list[str] = []
+    for _ in range(2):
+        large.write_bytes(signed)
+        with reader.start_shell(script) as run:
+            assert run.stdout is not None
+            assert run.stdout.readline() == "ready\n"
+            if printed:
+                until_all_is_fetched(run.pid)
+                large.write_bytes(bytes(SIZE))
+            printed.append(run.communicate("\n", timeout=60)[0])
+    assert printed[0] == printed[1]
+
+
+def until_all_is_fetched(runtime: int) -> None:
+    """The process that fetches is a child of process 1, beside the program."""
+    deadline = time.monotonic() + 30
+    while len(descendants(runtime)) > len(children(runtime)) + 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_changed_bytes_are_refused_when_read_ahead(reader: App) -> None:
@@ -294,3 +321,30 @@ def test_the_runtime_uses_all_processors_when_nothing_is_left_to_fetch(
         assert uses == os.sched_getaffinity(0)
         assert run.returncode == 128 + signal.SIGTERM
     assert kept(records)
+
+
+def test_a_file_that_is_there_twice(reader: App, records: Path) -> None:
+    reader.mount("/again", "file:files")
+    reader.build_shell()
+    script = "cmp /files/large /again/large; cat /files/large /again/large | wc -c"
+    for _ in range(3):
+        assert reader.run_shell(script).stdout == f"{2 * SIZE}\n"
+
+
+def test_nothing_stays_when_the_runtime_is_killed(reader: App, records: Path) -> None:
+    """Also while the program reads what is just being fetched."""
+    for number in range(40):
+        (reader.directory / "files" / str(number)).write_bytes(bytes(1 << 20))
+    reader.trusted.append("file:files/")
+    reader.build_shell()
+    script = "echo ready; cat /files/* > /dev/null; echo done"
+    assert reader.run_shell(script).stdout == "ready\ndone\n"
+    for moment in range(8):
+        with reader.start_shell(script) as run:
+            assert run.stdout is not None
+            assert run.stdout.readline() == "ready\n"
+            forked = descendants(run.pid)
+            assert len(forked) > 3
+            time.sleep(moment / 100)
+            run.kill()
+        wait_until_gone(forked)

@@ -113,16 +113,12 @@ class SetAttr(IntFlag):
 BACKING_OPEN = 0x4010E501
 """ioctl(2) of ``/dev/fuse``: announces a file behind another one, returns its number."""
 
-NOTIFY_STORE = 4
-"""Word to the kernel: here is content of a file, to be kept as if it had been read."""
-
 GETATTR_HAS_HANDLE = 1
 WRITE_CACHE = 1
 
 # Every request starts with this, every answer with the second one.
 IN_HEADER = Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid total_extlen padding
-OUT_HEADER = Struct("=IiQ")  # len error unique; a word to the kernel: len code 0
-NOTIFY_STORE_OUT = Struct("=QQI4x")  # nodeid offset size
+OUT_HEADER = Struct("=IiQ")  # len error unique
 
 INIT_IN = Struct("=IIII")  # major minor max_readahead flags
 INIT_IN_MORE = Struct("=I")  # flags2 (unused follows), if the flags have INIT_EXT

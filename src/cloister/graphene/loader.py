@@ -55,7 +55,7 @@ def run(name: str, arguments: Sequence[str], *, sgx: bool, environment: Mapping[
             )
     from cloister.cli.run import run_direct, run_enclave
     from cloister.cli.streams import open_standard_streams
-    from cloister.signals import wait_for_children
+    from cloister.signals import reap, wait_for_children
 
     open_standard_streams()
     wait_for_children()
@@ -72,6 +72,8 @@ def run(name: str, arguments: Sequence[str], *, sgx: bool, environment: Mapping[
         return _NOT_STARTED
     except KeyboardInterrupt:
         return 130
+    finally:
+        reap()
 
 
 def _mend(app: Path, *, sgx: bool) -> str:

@@ -68,13 +68,11 @@ class TrustedEntry(NamedTuple):
         sha256: of the whole file, 32 bytes; empty where only those of its chunks are known.
         chunks: BLAKE3 of each :data:`CHUNK_SIZE` bytes, 32 bytes each, one after the other; empty
             for an empty file and where only the hash of the whole file is known.
-        number: its place in the order of the index that was asked for it by its path.
     """
 
     size: int
     sha256: bytes
     chunks: bytes
-    number: int | None = None
 
 
 def chunk_count(size: int) -> int:
@@ -101,7 +99,7 @@ def write_index(entries: Mapping[str, TrustedEntry]) -> bytes:
     records = bytearray()
     digests = bytearray()
     for name in names:
-        size, sha256, chunks, _ = entries[name]
+        size, sha256, chunks = entries[name]
         only_hash = size == UNKNOWN_SIZE
         expected = 0 if only_hash else chunk_count(size) * DIGEST_SIZE
         nothing_known = only_hash and not sha256
@@ -199,7 +197,7 @@ class TrustedIndex:
             TrustedIndexError: its name or its chunks lie outside the index.
         """
         number = self.number(path)
-        return None if number is None else self.entry(number)._replace(number=number)
+        return None if number is None else self.entry(number)
 
     def number(self, path: str) -> int | None:
         """Return the place of ``path`` in the order of the names, from 0, or None.
@@ -232,14 +230,6 @@ class TrustedIndex:
             raise TrustedIndexError(f"index of trusted files: chunks of file {number} lie outside")
         known = sha256 if sha256 != _NO_DIGEST else b""
         return TrustedEntry(size, known, bytes(self._digests[start:end]))
-
-    def path(self, number: int) -> str:
-        """Return the URI path of the file with this :meth:`number`.
-
-        Raises:
-            TrustedIndexError: its name lies outside the index.
-        """
-        return self._name(number).decode(*_ENCODING)
 
     def entries(self) -> Iterator[tuple[str, TrustedEntry]]:
         """Iterate over the URI paths and what is known of each.

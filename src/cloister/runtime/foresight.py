@@ -5,8 +5,6 @@ the program waits. So an enclave remembers the names that a run looked up, the d
 listed and which parts of its trusted and encrypted files it read. In the next run with the same
 arguments a process of the sandbox does the same, file by file in the same order, beside the program
 and with all checks. The program then finds names, attributes and content in the kernel's cache.
-Content of the smaller trusted files, which are most, it does not read but orders
-(:mod:`cloister.runtime.filler`).
 
 Only names and ranges are kept, no content, in the user's cache directory under a key that only
 this very enclave has: the host, which was asked for each of them anyway, cannot add any. Losing the
@@ -19,12 +17,8 @@ import bisect
 import contextlib
 import hashlib
 import hmac
-import itertools
 import json
 import os
-import socket
-import stat
-import struct
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -43,21 +37,15 @@ directory was listed.
 MOST_BYTES = 1 << 30
 """More is not read ahead: it would take memory that the program needs."""
 
-FIRST_NUMBER = 1 << 40
-"""Trusted files have the inode numbers from here on, in the order of their index."""
-
-ORDER = struct.Struct("=QI")
-"""Content that is ordered: inode number of a trusted file, number of ranges; they follow."""
-
-SPAN = struct.Struct("=QQ")
-
-_LARGEST_ORDER = 1 << 20
 _FEWEST_BYTES = 4 << 20
 _MOST_RANGES = 50_000
 _MOST_NAMES = 25_000
 _MOST_RECORDS = 32
 _OUTDATED = 0.1  # share of bytes that were not foreseen
 _PIECE = 1 << 20
+"""Bytes that are waited for at once: what a program asks for comes behind them."""
+_REQUEST = 1 << 17
+"""Bytes that the kernel reads ahead at most when it is told that they will be needed."""
 _LARGE = 2 << 20  # one huge page
 _SMALL_GAP = 1 << 16  # bytes that cost less than a request: as much is verified at once anyway
 _LABEL = b"cloister: uses of a run\0"
@@ -241,53 +229,34 @@ def _outside(spans: Spans, covering: Spans) -> int:
     return outside
 
 
-def fetch_ahead(foreseen: Steps, orders: socket.socket | None = None) -> None:
+def fetch_ahead(foreseen: Steps) -> None:
     """Use files of the tree so that the kernel has them; what cannot be used is left to others.
 
     Runs in a process of the sandbox. Nothing is imported here: the host's files are gone.
-
-    Args:
-        foreseen: what to use.
-        orders: where content of trusted files is ordered; None reads them too.
     """
-    buffer = memoryview(bytearray(_PIECE))
     for path, spans in foreseen.items():
         with contextlib.suppress(OSError):
             if path.endswith("/"):
                 os.listdir(path)
                 os.stat(path)  # listing made the kernel forget when it was last read
             elif spans:
-                if orders is None or not _order(orders, os.lstat(path), spans):
-                    _read_ahead(path, spans, buffer)
+                _read_ahead(path, spans)
             else:
                 os.lstat(path)
 
 
-def _order(orders: socket.socket, status: os.stat_result, spans: Spans) -> bool:
-    """Order content; return False where it has to be read.
-
-    Of a file that the program opens meanwhile no more is given to the kernel, so larger ones are
-    read: then the rest comes, too.
-    """
-    if not stat.S_ISREG(status.st_mode) or status.st_ino < FIRST_NUMBER:
-        return False
-    if status.st_size > _LARGEST_ORDER:
-        return False
-    ranges = b"".join(itertools.starmap(SPAN.pack, spans))
-    try:
-        orders.sendall(ORDER.pack(status.st_ino, len(spans)) + ranges)
-    except ConnectionError:
-        return False  # the filler was killed
-    return True
-
-
-def _read_ahead(path: str, spans: Spans, buffer: memoryview) -> None:
+def _read_ahead(path: str, spans: Spans) -> None:
+    """Have the kernel read ranges of a file; nothing is copied here."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no more than asked for
         for first, end in spans:
             for at in range(first, end, _PIECE):
-                os.preadv(descriptor, [buffer[: min(_PIECE, end - at)]], at)
+                until = min(at + _PIECE, end)
+                for wanted in range(at, until, _REQUEST):
+                    size = min(_REQUEST, until - wanted)
+                    os.posix_fadvise(descriptor, wanted, size, os.POSIX_FADV_WILLNEED)
+                os.pread(descriptor, 1, until - 1)  # when this is there, all is
         os.fstat(descriptor)  # reading made the kernel forget when the file was last read
     finally:
         os.close(descriptor)

@@ -15,7 +15,6 @@ from cloister.fuse.filesystem import Attributes, Caller, Change
 from cloister.fuse.protocol import OpenFlag
 from cloister.manifest.index import UNKNOWN_SIZE, TrustedEntry
 from cloister.runtime import linux
-from cloister.runtime.filler import number_of
 from cloister.runtime.nodes import Handle, Node, refuse
 from cloister.runtime.place import Place
 from cloister.runtime.policy import Intent
@@ -55,14 +54,6 @@ class HostFile(Node):
                 self.name_seconds = self.attribute_seconds = HOST_SECONDS
         elif self._trusted.size == UNKNOWN_SIZE:
             self.attribute_seconds = 0.0  # until the file was hashed, its size is the host's word
-
-    @property
-    def number(self) -> int | None:
-        """The number by which content of a trusted file is ordered, if it can be."""
-        shelf = self.scene.shelf
-        if self._trusted is None or (shelf is not None and shelf.wants(self.place.path)):
-            return None
-        return number_of(self._trusted)
 
     def attributes(self) -> Attributes:
         """Return the host's attributes; the size of a trusted file is the signed one."""
@@ -174,18 +165,13 @@ class HostFile(Node):
     def _open_trusted(self, entry: TrustedEntry) -> TrustedHandle:
         """Open a trusted file; one that was found whole before is opened when it has to be."""
         descriptor = None
-        if not self._was_whole and not self._take_from_filler():
+        if not self._was_whole:
             descriptor = self._open_whole(entry)
-        self._was_whole = True
+            self._was_whole = True
         whole = self._trusted or entry
         return TrustedHandle(
             self.scene, self.place.path, whole, lambda: self._open_whole(whole), descriptor
         )
-
-    def _take_from_filler(self) -> bool:
-        """Have the filler leave the file alone; return whether it has found it whole."""
-        filler, number = self.scene.filler, self.number
-        return filler is not None and number is not None and filler.take(number)
 
     def _open_whole(self, entry: TrustedEntry) -> int:
         """Open the host's file if it has the signed size.

@@ -12,7 +12,7 @@ import select
 import signal
 import socket
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -54,18 +54,11 @@ _HINTS = {
 
 
 def enter_namespaces(
-    parents: Sequence[socket.socket],
-    control: socket.socket,
-    orders: socket.socket,
-    processors: Processors,
-    uid: int,
-    gid: int,
+    control: socket.socket, processors: Processors, uid: int, gid: int
 ) -> NoReturn:
     """First forked process: namespaces and the tree's mount; forks process 1 and exits."""
     step = "user namespace"
     try:
-        for end in parents:
-            end.close()
         host_uid, host_gid = os.geteuid(), os.getegid()
         linux.unshare(
             linux.CLONE_NEWUSER
@@ -89,7 +82,7 @@ def enter_namespaces(
         if init == 0:
             with never_returning():
                 os.close(fuse)
-                _run_as_process_one(control, orders, processors)
+                _run_as_process_one(control, processors)
         socket.send_fds(control, [b"fuse"], [fuse])
         control.sendall(LENGTH.pack(init))
     except OSError as error:
@@ -106,9 +99,7 @@ def _write(path: str, text: str) -> None:
         os.close(descriptor)
 
 
-def _run_as_process_one(
-    control: socket.socket, orders: socket.socket, processors: Processors
-) -> NoReturn:
+def _run_as_process_one(control: socket.socket, processors: Processors) -> NoReturn:
     """Process 1: mounts, starts the program, reaps, reports how it ended."""
     try:
         linux.set_dumpable(False)
@@ -127,11 +118,9 @@ def _run_as_process_one(
         if program == 0:
             with never_returning():
                 ours.close()
-                orders.close()
                 _become_program(control, theirs, stage.limits)
         theirs.close()
-        fetcher = _Fetcher(stage, orders, processors)
-        orders.close()
+        fetcher = _Fetcher(stage, processors)
         control.sendall(READY)
         supervisor = Supervisor(_listener_from(ours), stage.limits)
         fetcher.keys_are_there()
@@ -157,7 +146,7 @@ def _set_host_name(name: str) -> None:
 class _Fetcher:
     """The process that fetches ahead, on the processor that the runtime shares meanwhile."""
 
-    def __init__(self, stage: Stage, orders: socket.socket, processors: Processors) -> None:
+    def __init__(self, stage: Stage, processors: Processors) -> None:
         self._processors = processors
         self._number = 0
         keys, self._keys = os.pipe2(os.O_CLOEXEC)
@@ -166,7 +155,7 @@ class _Fetcher:
             if self._number == 0:
                 with never_returning():
                     os.close(self._keys)
-                    _fetch(stage, orders, keys)
+                    _fetch(stage, keys)
         os.close(keys)
 
     def keys_are_there(self) -> None:
@@ -179,15 +168,11 @@ class _Fetcher:
             self._processors.part()
 
 
-def _fetch(stage: Stage, orders: socket.socket, keys: int) -> None:
+def _fetch(stage: Stage, keys: int) -> None:
     if stage.processor is not None:
         with suppress(OSError):
             os.sched_setaffinity(0, {stage.processor})
-    fetch_ahead(stage.foreseen, orders if stage.fills else None)
-    if stage.fills:
-        with suppress(OSError):  # it was killed
-            orders.shutdown(socket.SHUT_WR)
-            orders.recv(1)  # until the filler has ended
+    fetch_ahead(stage.foreseen)
     os.read(keys, 1)
     fetch_ahead(stage.foreseen_later)
 

@@ -1,9 +1,9 @@
 """One run of a program, in order: fork, meet the enclave, serve, get the key, start, report.
 
-The order matters. The sandbox and the filler are forked before any key is in memory, the enclave
-has started before anything is served or a key is asked for, and the program starts when everything
-it needs is in place. What the enclave, in a process of its own, spends on key servers is used to
-mount the tree and to fetch ahead.
+The order matters. The sandbox is forked before any key is in memory, the enclave has started before
+anything is served or a key is asked for, and the program starts when everything it needs is in
+place. What the enclave, in a process of its own, spends on key servers is used to mount the tree
+and to fetch ahead.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from cloister.provision.variables import SET_KEY, is_asked, without_provisioning
 from cloister.runtime.attestation import SEALING_KEYS, attestation_directory
 from cloister.runtime.attester import HeldEnclave
 from cloister.runtime.environment import arguments, declared, environment
-from cloister.runtime.filler import Filler
 from cloister.runtime.foresight import Record, Steps, Trail, divided
 from cloister.runtime.forks import FOR_THE_PROGRAM
 from cloister.runtime.journal import Journal, Level
@@ -75,30 +74,25 @@ def run(program: Program, start_enclave: StartEnclave | None, journal: Journal) 
         contextlib.closing(Sandbox(processors, loader.uid, loader.gid)) as sandbox,
     ):
         harden_this_process()
-        with _filler(program, sandbox, journal) as filler:
-            enclave = None if start_enclave is None else start_enclave()
-            keys = _keyring(program.manifest, enclave)
-            try:
-                with prompt_signals():
-                    this = _Run(program, enclave, keys, journal, filler)
-                    return this.through(sandbox, processors)
-            finally:
-                keys.wipe()
-                if enclave is not None:
-                    enclave.close()
-                journal.close()
+        if program.trusted is not None:
+            program.trusted()  # loaded while the enclave starts
+        enclave = None if start_enclave is None else start_enclave()
+        keys = _keyring(program.manifest, enclave)
+        try:
+            with prompt_signals():
+                return _Run(program, enclave, keys, journal).through(sandbox, processors)
+        finally:
+            keys.wipe()
+            if enclave is not None:
+                enclave.close()
+            journal.close()
 
 
 class _Run:
     """One run after the enclave started."""
 
     def __init__(
-        self,
-        program: Program,
-        enclave: HeldEnclave | None,
-        keys: Keyring,
-        journal: Journal,
-        filler: Filler | None,
+        self, program: Program, enclave: HeldEnclave | None, keys: Keyring, journal: Journal
     ) -> None:
         self._program = program
         self._manifest = program.manifest
@@ -114,7 +108,6 @@ class _Run:
             loader.gid,
             # As with Graphene, direct mode has no protected files: they are plain there.
             protected=PathSet(file_path(u) for u in protected) if enclave else PathSet(()),
-            filler=filler,
         )
         attestation = attestation_directory(
             enclave,
@@ -186,7 +179,6 @@ class _Run:
             host_name=host_name() if extra_names else DEFAULT_HOST_NAME,
             foreseen=now,
             foreseen_later=later,
-            fills=self._scene.filler is not None,
             limits=limits_of(self._manifest, enclave=self._enclave is not None),
             processor=processors.share() if foreseen else None,
         )
@@ -289,21 +281,6 @@ class _Run:
         self._journal.note(f"internal error in {request}, the program got EIO: {error!r}")
         if self._program.debug:
             traceback.print_exception(error, file=sys.stderr)
-
-
-def _filler(
-    program: Program, sandbox: Sandbox, journal: Journal
-) -> contextlib.AbstractContextManager[Filler | None]:
-    """Load the index of trusted files, while the enclave starts, and begin to take orders.
-
-    Of a run that is recorded it is to be seen what was read.
-    """
-    if program.trusted is None:
-        return contextlib.nullcontext()
-    index = program.trusted()
-    if journal.recorder is not None:
-        return contextlib.nullcontext()
-    return contextlib.closing(Filler(sandbox.fuse, sandbox.orders, index, program.base))
 
 
 def _record(enclave: Enclave, argv: Sequence[str]) -> Record | None:

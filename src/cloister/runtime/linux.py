@@ -46,7 +46,6 @@ _LANDLOCK_FIRST_WITH_SCOPES = 6
 _LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET = 1
 _SYS_CAPSET = 126
 _SYS_PIVOT_ROOT = 155
-_SYS_SCHED_SETATTR = 314
 _SYS_SECCOMP = 317
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
@@ -142,7 +141,6 @@ _SYS_OPENAT2 = 437
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
-_LONGEST_SLICE = 100_000_000  # nanoseconds
 _SIZE_OF_HOW = ctypes.c_size_t(24)  # struct open_how: flags, mode, resolve
 
 
@@ -280,20 +278,6 @@ def leave_abstract_sockets_of_others() -> None:
         _check(_libc.syscall(_SYS_LANDLOCK_RESTRICT_SELF, descriptor, 0), "Landlock")
     finally:
         os.close(descriptor)
-
-
-def give_way() -> None:
-    """Let others of this process's kind run as soon as they want to, sched_setattr(2).
-
-    The caller has a real-time priority no more, wakes up without haste (SCHED_BATCH), and asks for
-    slices so long that Linux 6.12 and later gives it the processor after whoever asks for less.
-    Whoever has only what others leave (SCHED_IDLE) stays so.
-    """
-    if os.sched_getscheduler(0) == os.SCHED_IDLE:
-        return
-    nice = os.getpriority(os.PRIO_PROCESS, 0)
-    attributes = struct.pack("=IIQiIQQQ", 48, os.SCHED_BATCH, 0, nice, 0, _LONGEST_SLICE, 0, 0)
-    _check(_libc.syscall(_SYS_SCHED_SETATTR, 0, attributes, 0), "sched_setattr")
 
 
 def current_processor() -> int:

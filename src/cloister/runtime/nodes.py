@@ -95,11 +95,6 @@ class Node:
     may_appear = False
     """Whether it is mounted, but for the program to create, as a result is."""
 
-    @property
-    def number(self) -> int | None:
-        """The inode number that this node always has; None has the view give it one."""
-        return None
-
     def looked_up(self) -> Node:
         """Return what the kernel gets to know by this name: this node each time, or a new one."""
         return self

@@ -44,7 +44,6 @@ class Stage:
         host_name: name of the machine that the program sees.
         foreseen: what of the tree is fetched ahead, at once.
         foreseen_later: what is fetched when the keys are in place.
-        fills: content of trusted files can be ordered.
         limits: what the program may have at most.
         processor: where what fetches it works; None leaves that to the kernel.
     """
@@ -53,7 +52,6 @@ class Stage:
     host_name: str
     foreseen: Steps
     foreseen_later: Steps
-    fills: bool
     limits: Limits
     processor: int | None
 

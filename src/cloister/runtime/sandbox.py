@@ -49,7 +49,6 @@ class Sandbox:
 
     Attributes:
         memory: what the tmpfs mounts held when the program ended.
-        orders: what is to be fetched of trusted files, as process 1 orders it.
 
     Raises:
         SandboxError: the kernel does not permit what is needed; says what to enable.
@@ -62,14 +61,11 @@ class Sandbox:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         keep_private(self._control)  # the plan comes through it
-        self.orders, orders = socket.socketpair()
         self._program: int | None = None
         self._early: list[int] = []
         self.memory: list[MemoryUse] = []
-        ours = (self._control, self.orders)
-        helper = fork_into(lambda: enter_namespaces(ours, theirs, orders, processors, uid, gid))
+        helper = fork_into(lambda: enter_namespaces(theirs, processors, uid, gid))
         theirs.close()
-        orders.close()
         try:
             self.fuse = self._receive_fuse()
         finally:
@@ -210,7 +206,6 @@ class Sandbox:
             if descriptor is not None:
                 os.close(descriptor)
         close_private(self._control)
-        self.orders.close()
 
 
 def _unfit(message: str) -> SandboxError:

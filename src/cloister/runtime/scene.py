@@ -18,7 +18,6 @@ from cloister.runtime.policy import DeniedError, Intent, PathSet, Rules
 
 if TYPE_CHECKING:
     from cloister.runtime.encrypted import EncryptedNode
-    from cloister.runtime.filler import Filler
     from cloister.runtime.shelf import Shelf
 
 HOST_SECONDS = 1.0
@@ -43,7 +42,6 @@ class Scene:
             are mounted (Graphene's dialect).
         opened: the encrypted files that are open.
         shelf: where trusted files are kept that are opened often.
-        filler: who gives the kernel content of trusted files ahead.
     """
 
     rules: Rules
@@ -56,7 +54,6 @@ class Scene:
     protected: PathSet = field(default_factory=lambda: PathSet(()))
     opened: set[EncryptedNode] = field(default_factory=set)
     shelf: Shelf | None = None
-    filler: Filler | None = None
 
     def key_of(self, path: str, mounted: str | None) -> str | None:
         """Return the name of the key under which a file is encrypted, None if it is not.

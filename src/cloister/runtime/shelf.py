@@ -72,10 +72,6 @@ class Shelf:
         # digests of the content's chunks -> number for the kernel, and descriptor
         self._copies: dict[bytes, tuple[int, int]] = {}
 
-    def wants(self, path: str) -> bool:
-        """Tell whether the file with this URI path is to be kept."""
-        return path in self._wanted
-
     def keep(self, path: str, open_file: Callable[[], TrustedHandle]) -> Kept | None:
         """Return a trusted file that the kernel reads by itself, None if it is not to be kept.
 
@@ -86,7 +82,7 @@ class Shelf:
             path: its URI path.
             open_file: opens it.
         """
-        if not self.wants(path):
+        if path not in self._wanted:
             return None
         try:
             return self._kept(open_file(), self._wanted[path])

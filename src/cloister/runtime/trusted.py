@@ -157,4 +157,4 @@ def digest_whole(descriptor: int, entry: TrustedEntry) -> TrustedEntry:
         size += len(data)
     if not compare_digest(whole.digest(), entry.sha256):
         raise TamperedFileError("its SHA-256 is not the signed one")
-    return TrustedEntry(size, entry.sha256, bytes(chunks), entry.number)
+    return TrustedEntry(size, entry.sha256, bytes(chunks))

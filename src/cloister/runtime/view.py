@@ -131,11 +131,8 @@ class View(Filesystem):
         return self._entry(known, attributes)
 
     def _new(self, node: Node) -> _Known:
-        """Give a node its own number, or another if that is taken: it is there twice."""
-        number = node.number
-        if number is None or number in self._known:
-            number = next(self._numbers)
-        known = _Known(number, node)
+        """Give a node a number."""
+        known = _Known(next(self._numbers), node)
         self._known[known.number] = known
         return known
 
