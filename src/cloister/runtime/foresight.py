@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from cloister.files import WRITE_ERRORS, make_private_directory, write_atomically
+from cloister.manifest.index import CHUNK_SIZE
 
 Spans = list[tuple[int, int]]
 """Ranges of a file: first byte and the byte behind the last."""
@@ -42,10 +43,7 @@ _MOST_RANGES = 50_000
 _MOST_NAMES = 25_000
 _MOST_RECORDS = 32
 _OUTDATED = 0.1  # share of bytes that were not foreseen
-_PIECE = 1 << 20
-"""Bytes that are waited for at once: what a program asks for comes behind them."""
-_REQUEST = 1 << 17
-"""Bytes that the kernel reads ahead at most when it is told that they will be needed."""
+_PIECE = CHUNK_SIZE  # a larger one would keep the program's own requests waiting
 _LARGE = 2 << 20  # one huge page
 _SMALL_GAP = 1 << 16  # bytes that cost less than a request: as much is verified at once anyway
 _LABEL = b"cloister: uses of a run\0"
@@ -232,9 +230,11 @@ def _outside(spans: Spans, covering: Spans) -> int:
 def fetch_ahead(foreseen: Steps) -> None:
     """Use files of the tree so that the kernel has them; what cannot be used is left to others.
 
-    Runs in a process of the sandbox. Nothing is imported here: the host's files are gone.
+    Runs in a process of the sandbox. Nothing is imported here: the host's files are gone. Between
+    two requests the processor is given to the server, if it has any of the program to answer.
     """
     for path, spans in foreseen.items():
+        os.sched_yield()
         with contextlib.suppress(OSError):
             if path.endswith("/"):
                 os.listdir(path)
@@ -246,17 +246,16 @@ def fetch_ahead(foreseen: Steps) -> None:
 
 
 def _read_ahead(path: str, spans: Spans) -> None:
-    """Have the kernel read ranges of a file; nothing is copied here."""
+    """Have the kernel read ranges of a file, piece by piece; nothing is copied here."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no more than asked for
         for first, end in spans:
-            for at in range(first, end, _PIECE):
-                until = min(at + _PIECE, end)
-                for wanted in range(at, until, _REQUEST):
-                    size = min(_REQUEST, until - wanted)
-                    os.posix_fadvise(descriptor, wanted, size, os.POSIX_FADV_WILLNEED)
-                os.pread(descriptor, 1, until - 1)  # when this is there, all is
+            for at in (first, *range(first - first % _PIECE + _PIECE, end, _PIECE)):
+                until = min(at - at % _PIECE + _PIECE, end)
+                os.posix_fadvise(descriptor, at, until - at, os.POSIX_FADV_WILLNEED)
+                os.pread(descriptor, 1, until - 1)  # wait for it
+                os.sched_yield()
         os.fstat(descriptor)  # reading made the kernel forget when the file was last read
     finally:
         os.close(descriptor)
