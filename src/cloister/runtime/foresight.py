@@ -233,6 +233,7 @@ def fetch_ahead(foreseen: Steps) -> None:
     Runs in a process of the sandbox. Nothing is imported here: the host's files are gone. Between
     two requests the processor is given to the server, if it has any of the program to answer.
     """
+    buffer = memoryview(bytearray(_PIECE))
     for path, spans in foreseen.items():
         os.sched_yield()
         with contextlib.suppress(OSError):
@@ -240,21 +241,19 @@ def fetch_ahead(foreseen: Steps) -> None:
                 os.listdir(path)
                 os.stat(path)  # listing made the kernel forget when it was last read
             elif spans:
-                _read_ahead(path, spans)
+                _read_ahead(path, spans, buffer)
             else:
                 os.lstat(path)
 
 
-def _read_ahead(path: str, spans: Spans) -> None:
-    """Have the kernel read ranges of a file, piece by piece; nothing is copied here."""
+def _read_ahead(path: str, spans: Spans, buffer: memoryview) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no more than asked for
         for first, end in spans:
             for at in (first, *range(first - first % _PIECE + _PIECE, end, _PIECE)):
                 until = min(at - at % _PIECE + _PIECE, end)
-                os.posix_fadvise(descriptor, at, until - at, os.POSIX_FADV_WILLNEED)
-                os.pread(descriptor, 1, until - 1)  # wait for it
+                os.preadv(descriptor, [buffer[: until - at]], at)
                 os.sched_yield()
         os.fstat(descriptor)  # reading made the kernel forget when the file was last read
     finally:
