@@ -40,15 +40,15 @@ def never_returning() -> Iterator[None]:
         os._exit(127)
 
 
-def hold_only(*descriptors: int) -> None:
-    """Close all other descriptors, in a process that nobody waits for when it is killed.
+def let_go() -> None:
+    """Close all descriptors, in a process that nobody waits for when it is killed.
 
     On a busy machine one of low priority takes seconds to die, and whoever reads what the program
     wrote would wait for it: a pipe ends with the last process that can write to it.
     """
     for name in os.listdir("/proc/self/fd"):
         descriptor = int(name)
-        if descriptor > LAST_STANDARD_STREAM and descriptor not in descriptors:
+        if descriptor > LAST_STANDARD_STREAM:
             with suppress(OSError):  # the listing's own is closed by now
                 os.close(descriptor)
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

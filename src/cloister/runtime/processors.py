@@ -20,7 +20,7 @@ import signal
 import time
 
 from cloister.runtime import linux
-from cloister.runtime.forks import fork_into, hold_only
+from cloister.runtime.forks import fork_into, let_go
 
 MOST_PROCESSORS = 4
 """Larger machines have others to keep awake, and seldom halt."""
@@ -92,7 +92,7 @@ class Processors:
 def _turn(processor: int, words: memoryview) -> None:
     """Turn on one processor as long as requests come; never returns."""
     linux.set_dumpable(False)
-    hold_only()
+    let_go()
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     os.sched_setaffinity(0, {processor})
     rest = _SHORTEST_REST
