@@ -1,0 +1,105 @@
+"""Processors are kept awake while a program asks for files, and not longer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from applications import App
+from cloister.runtime.processors import MOST_PROCESSORS
+from processes import descendants, wait_until_gone
+
+LATENCY = Path("/dev/cpu_dma_latency")
+IDLE_STATE = Path("/sys/devices/system/cpu/cpu0/cpuidle/state0/name")
+ASKING = "echo ready; while :; do ls /bin > /dev/null; done"
+RESTING = "echo ready; sleep 60"
+
+
+def polls() -> bool:
+    few = len(os.sched_getaffinity(0)) > 1 and (os.cpu_count() or 0) <= MOST_PROCESSORS
+    return (
+        few
+        and os.access(LATENCY, os.W_OK)
+        and IDLE_STATE.exists()
+        and IDLE_STATE.read_text() == "POLL\n"
+    )
+
+
+only_where_processors_poll = pytest.mark.skipif(
+    not polls(), reason="needs root, and a kernel whose idle processors can poll"
+)
+
+
+def holders(process: int) -> list[int]:
+    """The processes of a run that may ask the kernel for processors that answer at once."""
+    found = []
+    for one in descendants(process):
+        try:
+            links = [path.readlink() for path in Path(f"/proc/{one}/fd").iterdir()]
+        except OSError:  # it has ended
+            continue
+        if LATENCY in links:
+            found.append(one)
+    return found
+
+
+def asked() -> int:
+    """Microseconds that waking a processor may take, in the kernel's words."""
+    with LATENCY.open("rb", buffering=0) as latency:
+        value: int = struct.unpack("=i", latency.read(4))[0]
+        return value
+
+
+def wait_for(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 60  # others may run programs too
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@only_where_processors_poll
+def test_processors_poll_while_a_program_asks_for_files(app: App) -> None:
+    app.build_shell()
+    with app.start_shell(ASKING) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        held = holders(run.pid)
+        found = asked()
+        run.terminate()
+        assert run.wait(20) == 128 + signal.SIGTERM
+    assert len(held) == 1
+    assert found == 0
+    wait_until_gone(held)
+
+
+@only_where_processors_poll
+def test_processors_halt_again_when_the_runtime_is_killed(app: App) -> None:
+    app.build_shell()
+    with app.start_shell(ASKING) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        held = holders(run.pid)
+        run.kill()
+        run.wait(20)
+    assert len(held) == 1
+    wait_until_gone(held)
+
+
+@only_where_processors_poll
+def test_processors_may_halt_while_a_program_rests(app: App) -> None:
+    app.build_shell()
+    with app.start_shell(RESTING) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        released = wait_for(lambda: asked() > 0)
+        run.terminate()
+        run.wait(20)
+    assert released
