@@ -198,8 +198,7 @@ class TdxKernel(Filesystem):
     def _quote(self, report_data: bytes) -> bytes:
         if self.fault == "sgx":
             return self.world.quote()
-        report = dataclasses.replace(
-            TD_REPORT,
+        report = TD_REPORT._replace(
             rtmr3=bytes(48) if self.fault == "register" else self.register,
             report_data=bytes(64) if self.fault == "nonce" else report_data,
         )

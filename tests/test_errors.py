@@ -8,7 +8,6 @@ at fault. A new class of ``cloister.errors`` needs a line here.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import fcntl
 import functools
@@ -121,11 +120,11 @@ class Scene:
 
     def verify(self, policy: Policy | None = None, **changes: int) -> None:
         """Verify a quote; the enclave's identity may be changed."""
-        identity = dataclasses.replace(PRODUCTION, **changes)  # type: ignore[arg-type]
+        identity = PRODUCTION._replace(**changes)  # type: ignore[arg-type]
         self.world.verify(self.world.quote(identity), policy=policy).require()
 
     def verify_tdx(self, **changes: object) -> None:
-        report = dataclasses.replace(TD_REPORT, **changes)  # type: ignore[arg-type]
+        report = TD_REPORT._replace(**changes)  # type: ignore[arg-type]
         quote = new_quote(self.world, report.pack())
         self.world.verify(
             quote, collateral=tdx_collateral(self.world), policy=AnyEnclave()
@@ -206,7 +205,7 @@ def closed_root(scene: Scene) -> None:
 def broken_chain(scene: Scene) -> None:
     quote = scene.world.quote()
     signature = parse_quote(quote).signature
-    broken = dataclasses.replace(signature, certification_data=b"no certificates")
+    broken = signature._replace(certification_data=b"no certificates")
     scene.world.verify(pack_quote_v3(quote[:432], broken)).require()
 
 

@@ -102,7 +102,7 @@ def with_chain(quote: bytes, chain: PckChain, root: x509.Certificate | None) -> 
     """Return the quote with another root, or none, in the chain that it carries."""
     certificates = [chain.pck, chain.pck_ca, *([root] if root else [])]
     text = ca.chain_pem(*certificates).encode()
-    signature = dataclasses.replace(parse_quote(quote).signature, certification_data=text)
+    signature = parse_quote(quote).signature._replace(certification_data=text)
     return pack_quote_v3(quote[:432], signature)
 
 
@@ -128,9 +128,7 @@ TD_REPORT = TdReport(
     rtmr3=b"3" * 48,
     report_data=bytes(64),
 )
-TD_REPORT_15 = dataclasses.replace(
-    TD_REPORT, tee_tcb_svn2=TD_REPORT.tee_tcb_svn, mr_service_td=bytes(48)
-)
+TD_REPORT_15 = TD_REPORT._replace(tee_tcb_svn2=TD_REPORT.tee_tcb_svn, mr_service_td=bytes(48))
 
 
 def new_quote(world: World, body: bytes, *, version: int = 4, tdx: bool = True) -> bytes:

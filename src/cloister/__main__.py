@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+
+_GARBAGE = 50_000
+"""New objects between two collections: what modules make while they load is no garbage."""
 
 
 def main() -> None:
@@ -10,6 +14,7 @@ def main() -> None:
 
     Ctrl-C meanwhile ends the process and nothing else: nobody is there yet who would tell of it.
     """
+    gc.set_threshold(_GARBAGE)
     interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if interruptible:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

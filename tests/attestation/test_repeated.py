@@ -5,7 +5,6 @@ Every test asks an authenticator that has seen a genuine quote, and one that has
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 from collections.abc import Callable
@@ -124,12 +123,12 @@ def test_a_signature_of_impossible_numbers_is_refused(
 def test_another_enclave_is_another_matter(
     world: World, verifier: Verifier, changes: dict[str, int | bytes]
 ) -> None:
-    identity = dataclasses.replace(PRODUCTION, **changes)  # type: ignore[arg-type]
+    identity = PRODUCTION._replace(**changes)  # type: ignore[arg-type]
     assert verifier.agreed(world.quote(identity)) == (list(changes) == ["isv_svn"])
 
 
 def test_a_debug_enclave_is_refused_every_time(world: World, verifier: Verifier) -> None:
-    debug = dataclasses.replace(PRODUCTION, flags=PRODUCTION.flags | Attribute.DEBUG)
+    debug = PRODUCTION._replace(flags=PRODUCTION.flags | Attribute.DEBUG)
     for number in range(3):
         assert not verifier.agreed(world.quote(debug, report_data=bytes([number]) * 64))
 
@@ -244,7 +243,7 @@ def test_memory_is_bounded(
 ) -> None:
     monkeypatch.setattr("cloister.attestation.repeated.MAX_REMEMBERED", 3)
     for number in range(8):
-        identity = dataclasses.replace(PRODUCTION, isv_svn=number)
+        identity = PRODUCTION._replace(isv_svn=number)
         assert verifier.agreed(world.quote(identity))
     assert len(verifier._experienced._repeated._known) == 3
 

@@ -282,7 +282,7 @@ def test_no_value_of_the_sgx_extension_may_be_missing(world: World, suffix: str)
 def test_components_that_are_not_the_cpusvn_are_refused(world: World) -> None:
     device = world.certified.device
     svn = device.pck_identity.cpu_svn
-    other = dataclasses.replace(device.pck_identity, cpu_svn=bytes((svn[0] - 1,)) + svn[1:])
+    other = device.pck_identity._replace(cpu_svn=bytes((svn[0] - 1,)) + svn[1:])
     mixed = ca.sgx_extension(other).replace(other.cpu_svn, svn)
     with pytest.raises(CertificateChainError, match="ambiguous"):
         judge_pck(world, sgx(mixed))
@@ -336,8 +336,7 @@ def test_a_leaf_cannot_certify_another(world: World) -> None:
     parsed = parse_quote(quote)
     qe_report = parsed.signature.qe_report
     chain = ca.chain_pem(forged, certified.chain.pck, certified.chain.pck_ca, certified.chain.root)
-    signature = dataclasses.replace(
-        parsed.signature,
+    signature = parsed.signature._replace(
         qe_report_signature=sign_raw(key, qe_report),
         certification_data=chain.encode(),
     )
@@ -354,8 +353,8 @@ def test_certification_data_that_is_no_chain_has_its_own_error(
     world: World, kind: int, size: int
 ) -> None:
     quote = world.quote()
-    signature = dataclasses.replace(
-        parse_quote(quote).signature, certification_type=kind, certification_data=bytes(size)
+    signature = parse_quote(quote).signature._replace(
+        certification_type=kind, certification_data=bytes(size)
     )
     with pytest.raises(UnsupportedQuoteError, match=f"type {kind} ") as caught:
         world.verify(pack_quote_v3(quote[:432], signature)).require()
@@ -376,8 +375,7 @@ def test_qe_auth_data_of_another_size_is_refused(world: World, size: int) -> Non
     auth_data = bytes(size)
     body = bytearray(signature.qe_report)
     body[320:384] = qe_report_data(signature.attestation_key, auth_data)
-    changed = dataclasses.replace(
-        signature,
+    changed = signature._replace(
         qe_auth_data=auth_data,
         qe_report=bytes(body),
         qe_report_signature=sign_raw(world.certified.device.pck_key, bytes(body)),

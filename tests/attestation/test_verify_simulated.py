@@ -6,7 +6,6 @@ with the right keys, so that only the one thing under test is wrong.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 from collections.abc import Callable
@@ -130,7 +129,7 @@ def test_hostile_names_in_certificates_are_not_even_decoded(world: World) -> Non
 def test_enclaves_that_are_not_for_production_are_refused(
     world: World, flags: int, error: type[AttestationError]
 ) -> None:
-    quote = world.quote(dataclasses.replace(PRODUCTION, flags=flags))
+    quote = world.quote(PRODUCTION._replace(flags=flags))
     with pytest.raises(error):
         world.verify(quote).require()
 
@@ -269,7 +268,7 @@ def test_an_old_quoting_enclave_is_refused(world: World) -> None:
 
 
 def test_a_debug_quoting_enclave_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    debug = dataclasses.replace(QUOTING_ENCLAVE, flags=QUOTING_ENCLAVE.flags | Attribute.DEBUG)
+    debug = QUOTING_ENCLAVE._replace(flags=QUOTING_ENCLAVE.flags | Attribute.DEBUG)
     monkeypatch.setattr(quoting_module, "QUOTING_ENCLAVE", debug)
     quote = world.quote()
     with pytest.raises(QuotingEnclaveError):

@@ -7,7 +7,6 @@ simulated device; the hash of the register is computed anew here, with hashlib a
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import hashlib
 import json
@@ -397,7 +396,7 @@ def test_a_long_log_is_refused() -> None:
 
 
 def test_a_quote_of_the_machine_alone_still_counts(world: World) -> None:
-    quote = new_quote(world, dataclasses.replace(TD_REPORT, rtmr3=bytes(48)).pack())
+    quote = new_quote(world, TD_REPORT._replace(rtmr3=bytes(48)).pack())
     verdict = judge(world, {"quote": quote.hex(), "event_log": ""}, policy(world))
     assert verdict.accepted
 

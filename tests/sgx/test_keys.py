@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -54,11 +53,11 @@ def key(
 
 
 def other_enclave(**changes: Any) -> EnclaveIdentity:
-    return dataclasses.replace(ENCLAVE, **changes)
+    return ENCLAVE._replace(**changes)
 
 
 def other_request(**changes: Any) -> KeyRequest:
-    return dataclasses.replace(SEAL, **changes)
+    return SEAL._replace(**changes)
 
 
 BY_SIGNER = other_request(policy=KeyPolicy.MRSIGNER)

@@ -74,7 +74,7 @@ def test_signature_made_elsewhere(tmp_path: Path) -> None:
     """What an HSM would do is done by OpenSSL: it sees only the 256 bytes."""
     expected = (SIGNING / "app.sig").read_bytes()
     signed = Sigstruct.unpack(expected)
-    unsigned = dataclasses.replace(signed, signature=0, q1=0, q2=0)
+    unsigned = signed._replace(signature=0, q1=0, q2=0)
     (tmp_path / "to-be-signed").write_bytes(unsigned.to_be_signed())
     openssl = ["openssl", "dgst", "-sha256", "-sign", str(SIGNING / "key.pem")]
     signature = subprocess.run(
@@ -150,8 +150,8 @@ def test_token_carries_the_attributes_and_grants_nothing() -> None:
 @settings(max_examples=200)
 @given(st.one_of(st.binary(max_size=400), st.binary(min_size=384, max_size=384)))
 def test_no_signature_makes_anything_but_a_refusal(signature: bytes) -> None:
-    unsigned = dataclasses.replace(
-        Sigstruct.unpack((SIGNING / "app.sig").read_bytes()), signature=0, q1=0, q2=0
+    unsigned = Sigstruct.unpack((SIGNING / "app.sig").read_bytes())._replace(
+        signature=0, q1=0, q2=0
     )
     with pytest.raises(SigstructError):
         unsigned.with_signature(signature)

@@ -96,7 +96,7 @@ def _program(event: ProgramEvent) -> dict[str, Any]:
 
 def report_dict(quote: Quote | EpidQuote) -> dict[str, Any]:
     """Return the fields of a quote's body for JSON; byte strings as hex."""
-    return _shown(dataclasses.asdict(quote.report))
+    return _shown(quote.report._asdict())
 
 
 def epid_dict(quote: EpidQuote) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def epid_dict(quote: EpidQuote) -> dict[str, Any]:
         "verified": False,
         "simulated": False,
         "tee": "SGX, EPID: only Intel could verify such quotes, and has retired the service",
-        "header": _shown(dataclasses.asdict(quote.header)),
+        "header": _shown(quote.header._asdict()),
         "report": report_dict(quote),
     }
 
@@ -132,7 +132,7 @@ def quote_dict(quote: Quote) -> dict[str, Any]:
         "simulated": any(b"SIMULATED" in item.tbs_certificate_bytes for item in chain),
         "tee": "TDX" if quote.is_tdx else "SGX",
         "size": len(quote.raw),
-        "header": _shown(dataclasses.asdict(quote.header)),
+        "header": _shown(quote.header._asdict()),
         "report": report_dict(quote),
         "quoting_enclave": {
             "mr_enclave": quote.qe_report.mr_enclave.hex(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
 import sys
@@ -29,9 +28,6 @@ class Entry(NamedTuple):
 
 _READER_LEFT = 141
 """Exit code where whoever read the output has left: as of a program that died of SIGPIPE."""
-
-_GARBAGE = 50_000
-"""New objects between two collections: what modules make while they load is no garbage."""
 
 COMMANDS: dict[str, Entry] = {
     "demo": Entry("cloister.cli.demo:demo", "Run the whole confidential workflow on this machine."),
@@ -120,7 +116,6 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     open_standard_streams()
     wait_for_children()
-    gc.set_threshold(_GARBAGE)
     code = run(arguments)
     reap()
     sys.exit(code)

@@ -7,6 +7,7 @@ import datetime
 import os
 import re
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from cloister.errors import InputError, ProtocolError
 from cloister.provision.variables import (
@@ -27,8 +28,7 @@ WRAP_KEY_SIZE = 16
 MAX_STRING_SIZE = 4096
 
 
-@dataclasses.dataclass(frozen=True)
-class ServerAddress:
+class ServerAddress(NamedTuple):
     """Where a key server listens."""
 
     host: str
@@ -38,8 +38,7 @@ class ServerAddress:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-@dataclasses.dataclass(frozen=True)
-class ProvisioningRequest:
+class ProvisioningRequest(NamedTuple):
     """What the enclave's environment asks for.
 
     Attributes:

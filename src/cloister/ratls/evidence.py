@@ -11,10 +11,10 @@ builds objects (regular expressions, dates, cycles) for tags, which hostile byte
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import hmac
 from collections.abc import Callable
+from typing import NamedTuple
 
 import cbor2
 
@@ -38,8 +38,7 @@ _SHA256 = 1
 _UNSIGNED, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = 0, 2, 3, 4, 5, 6, 7
 
 
-@dataclasses.dataclass(frozen=True)
-class TaggedEvidence:
+class TaggedEvidence(NamedTuple):
     """A quote, and the claims that it is bound to."""
 
     quote: bytes

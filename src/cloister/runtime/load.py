@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from cloister.errors import EnclaveStartError, InputError, UnsupportedByPlatformError
 from cloister.manifest.signed import SignedEnclave, load_signed
@@ -14,8 +14,7 @@ from cloister.runtime.attester import SealingRequest, Started
 from cloister.runtime.program import Program
 
 
-@dataclass(frozen=True)
-class SignedProgram:
+class SignedProgram(NamedTuple):
     """A program and the signed files from which its enclave starts."""
 
     program: Program

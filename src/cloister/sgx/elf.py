@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from cloister.errors import ElfError
@@ -52,8 +51,7 @@ class Segment(NamedTuple):
     memsz: int
 
 
-@dataclass(frozen=True)
-class Dynamic:
+class Dynamic(NamedTuple):
     """What the dynamic linker reads: names as written in the file, not yet looked up."""
 
     needed: tuple[str, ...]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 from cloister.errors import MalformedQuoteError, UnsupportedQuoteError
 from cloister.sgx.report import REPORT_BODY_SIZE, ReportBody
@@ -33,8 +34,7 @@ _HEADER = Structure(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class EpidHeader:
+class EpidHeader(NamedTuple):
     """The 48 bytes in front of the report body.
 
     Attributes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.ciphers.algorithms import AES128
 from cryptography.hazmat.primitives.cmac import CMAC
@@ -83,8 +84,7 @@ class KeyPolicy(enum.IntFlag):
     MRSIGNER = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class EnclaveIdentity:
+class EnclaveIdentity(NamedTuple):
     """What the processor keeps in SECS about a running enclave (after EINIT)."""
 
     mr_enclave: bytes
@@ -106,8 +106,7 @@ class EnclaveIdentity:
         return bool(self.flags & Attribute.DEBUG)
 
 
-@dataclasses.dataclass(frozen=True)
-class KeyRequest:
+class KeyRequest(NamedTuple):
     """KEYREQUEST: which key an enclave asks for."""
 
     key_name: int
@@ -122,7 +121,7 @@ class KeyRequest:
 
     def pack(self) -> bytes:
         """Return the 512 bytes."""
-        return _KEY_REQUEST.pack(dataclasses.asdict(self))
+        return _KEY_REQUEST.pack(self._asdict())
 
     @classmethod
     def unpack(cls, data: bytes) -> KeyRequest:

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import struct
+from typing import NamedTuple
 
 from cloister.errors import MalformedQuoteError, UnsupportedQuoteError
 from cloister.sgx.report import REPORT_BODY_SIZE, REPORT_DATA_SIZE, ReportBody
@@ -80,8 +81,7 @@ _V5_TYPE_SIZE = 6
 _V5_BODY_SIZES = {1: REPORT_BODY_SIZE, 2: _TD_10.size, 3: _TD_15.size}
 
 
-@dataclasses.dataclass(frozen=True)
-class QuoteHeader:
+class QuoteHeader(NamedTuple):
     """The 48 bytes in front of every quote."""
 
     version: int
@@ -94,11 +94,10 @@ class QuoteHeader:
 
     def pack(self) -> bytes:
         """Return the 48 bytes."""
-        return _HEADER.pack(dataclasses.asdict(self))
+        return _HEADER.pack(self._asdict())
 
 
-@dataclasses.dataclass(frozen=True)
-class TdReport:
+class TdReport(NamedTuple):
     """The body of a TDX quote: what the TDX module says about a virtual machine."""
 
     tee_tcb_svn: bytes
@@ -132,12 +131,11 @@ class TdReport:
     def pack(self) -> bytes:
         """Return the report: 648 bytes if the fields of 1.5 are there, else 584."""
         structure = _TD_10 if self.tee_tcb_svn2 is None else _TD_15
-        values = dataclasses.asdict(self)
+        values = self._asdict()
         return structure.pack({name: value for name, value in values.items() if value is not None})
 
 
-@dataclasses.dataclass(frozen=True)
-class QuoteSignature:
+class QuoteSignature(NamedTuple):
     """Everything behind the body: the attestation key, who certifies it, and its signature."""
 
     signature: bytes

@@ -5,9 +5,9 @@ Names are Intel's, in lower case. All numbers are little endian; sizes are in by
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import hmac
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.ciphers.algorithms import AES128
 from cryptography.hazmat.primitives.cmac import CMAC
@@ -64,8 +64,7 @@ class Attribute(enum.IntFlag):
     EINITTOKEN_KEY = 0x20
 
 
-@dataclasses.dataclass(frozen=True)
-class ReportBody:
+class ReportBody(NamedTuple):
     """The first 384 bytes of a REPORT: what the processor says about an enclave."""
 
     cpu_svn: bytes
@@ -90,7 +89,7 @@ class ReportBody:
 
     def pack(self) -> bytes:
         """Return the 384 bytes."""
-        return _BODY.pack(dataclasses.asdict(self))
+        return _BODY.pack(self._asdict())
 
     @classmethod
     def unpack(cls, data: bytes) -> ReportBody:
@@ -102,8 +101,7 @@ class ReportBody:
         return cls(**_BODY.unpack(data))
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """A REPORT: a body and its MAC under the report key of the enclave it is meant for."""
 
     body: bytes
@@ -135,8 +133,7 @@ def report_mac(body: bytes, report_key: bytes) -> bytes:
     return cmac.finalize()
 
 
-@dataclasses.dataclass(frozen=True)
-class TargetInfo:
+class TargetInfo(NamedTuple):
     """TARGETINFO: the enclave that is to verify a report."""
 
     mr_enclave: bytes
@@ -149,7 +146,7 @@ class TargetInfo:
 
     def pack(self) -> bytes:
         """Return the 512 bytes."""
-        return _TARGET_INFO.pack(dataclasses.asdict(self))
+        return _TARGET_INFO.pack(self._asdict())
 
     @classmethod
     def unpack(cls, data: bytes) -> TargetInfo:

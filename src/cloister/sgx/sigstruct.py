@@ -8,10 +8,10 @@ what any signer made of them.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import hashlib
 import re
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -63,8 +63,7 @@ _SIGNED_SIZE = 256
 _CONSTANTS: dict[str, int | bytes] = {"header": _HEADER, "header2": _HEADER2, "exponent": EXPONENT}
 
 
-@dataclasses.dataclass(frozen=True)
-class Sigstruct:
+class Sigstruct(NamedTuple):
     """A SIGSTRUCT, signed or not yet.
 
     Attributes:
@@ -112,7 +111,7 @@ class Sigstruct:
 
     def pack(self) -> bytes:
         """Return the 1808 bytes."""
-        values = dataclasses.asdict(self)
+        values = self._asdict()
         for name in ("modulus", "signature", "q1", "q2"):
             values[name] = values[name].to_bytes(MODULUS_SIZE, "little")
         return _LAYOUT.pack(values | _CONSTANTS)
@@ -188,7 +187,7 @@ class Sigstruct:
         if number >= self.modulus:  # before Q1 and Q2, which would not fit either
             raise SigstructError("SIGSTRUCT: the signature is wrong")
         q1, q2 = _quotients(number, self.modulus)
-        signed = dataclasses.replace(self, signature=number, q1=q1, q2=q2)
+        signed = self._replace(signature=number, q1=q1, q2=q2)
         signed.verify()
         return signed
 

@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import hashlib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -40,8 +41,7 @@ class Authority:
     root: x509.Certificate
 
 
-@dataclasses.dataclass(frozen=True)
-class PckIdentity:
+class PckIdentity(NamedTuple):
     """What a PCK certificate says about its device."""
 
     ppid: bytes

@@ -7,11 +7,10 @@ rehearses a bad day: an outdated TCB, a revoked certificate, a revoked quoting e
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -29,8 +28,7 @@ BACKDATE = datetime.timedelta(hours=1)
 EVALUATION_NUMBER = 17
 
 
-@dataclasses.dataclass(frozen=True)
-class Conditions:
+class Conditions(NamedTuple):
     """What the collateral says about the device.
 
     Attributes:
@@ -48,8 +46,7 @@ class Conditions:
     lifetime: datetime.timedelta = LIFETIME
 
 
-@dataclasses.dataclass(frozen=True)
-class PckChain:
+class PckChain(NamedTuple):
     """The certificates that a device's quotes carry."""
 
     pck: x509.Certificate
@@ -71,8 +68,7 @@ class PckChain:
         return pck.not_valid_before_utc <= now and now + period <= pck.not_valid_after_utc
 
 
-@dataclasses.dataclass(frozen=True)
-class Issued:
+class Issued(NamedTuple):
     """Collateral, and the time for which it was issued."""
 
     collateral: Collateral

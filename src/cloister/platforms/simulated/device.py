@@ -16,7 +16,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -92,8 +92,7 @@ class Device:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Certified:
+class Certified(NamedTuple):
     """A device with its certificates and the collateral that was published last."""
 
     device: Device
