@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 import cloister
 
 PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
-COMMAND = "#!{python}\nfrom cloister.cli.main import main\n\nmain()\n"
+COMMAND = "#!{python}\nfrom cloister.__main__ import main\n\nmain()\n"
 
 
 def bare_python(directory: Path) -> str:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import click
 
-VARIABLE = "_CLOISTER_COMPLETE"
-"""Set by the printed script when it asks this program for completions; click answers."""
-
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
@@ -24,8 +21,8 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from cloister.cli.main import cli
+    from cloister.cli.main import cli, completion_variable
 
     script = get_completion_class(shell)
     assert script is not None  # noqa: S101  (the choices are click's own)
-    click.echo(script(cli, {}, "cloister", VARIABLE).source())
+    click.echo(script(cli, {}, "cloister", completion_variable("cloister")).source())

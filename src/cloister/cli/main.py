@@ -169,7 +169,7 @@ def _invoke(command: click.Command, arguments: list[str], name: str) -> Any:
 
     That one makes 1 of a closed pipe, which would mean that the work failed.
     """
-    variable = f"_{name.replace('-', '_').upper()}_COMPLETE"
+    variable = completion_variable(name)
     asked = os.environ.get(variable)
     if asked:
         from click.shell_completion import shell_complete
@@ -177,6 +177,11 @@ def _invoke(command: click.Command, arguments: list[str], name: str) -> Any:
         sys.exit(shell_complete(command, {}, name, variable, asked))
     with command.make_context(name, list(arguments)) as context:
         return command.invoke(context)
+
+
+def completion_variable(name: str) -> str:
+    """Return the variable by which a shell asks the program ``name`` to complete; click answers."""
+    return f"_{name.replace('-', '_').upper()}_COMPLETE"
 
 
 def _wants_traceback(arguments: list[str]) -> bool:
