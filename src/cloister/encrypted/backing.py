@@ -180,7 +180,12 @@ class FileBacking:
 
     @classmethod
     def open(
-        cls, path: Path, *, writable: bool, name: Path | None = None, against_writers: bool = False
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        writable: bool,
+        name: str | os.PathLike[str] | None = None,
+        against_writers: bool = False,
     ) -> FileBacking:
         """Open an existing file; a writable one is locked against all who lock it.
 
@@ -250,9 +255,9 @@ class FileBacking:
             raise
         return backing
 
-    def require_regular(self, path: Path) -> None:
+    def require_regular(self, path: str | os.PathLike[str]) -> None:
         """Refuse directories, FIFOs and devices."""
-        mode = os.fstat(self._descriptor).st_mode
+        mode = self._opened.st_mode
         if stat.S_ISDIR(mode):
             raise NotEncryptedError(
                 f"{path}: not an encrypted file, but a directory", hint="name the files in it"
@@ -262,7 +267,7 @@ class FileBacking:
                 f"{path}: not an encrypted file: not a regular file", hint="name a file"
             )
 
-    def lock(self, path: Path, kind: int = fcntl.LOCK_EX) -> None:
+    def lock(self, path: str | os.PathLike[str], kind: int = fcntl.LOCK_EX) -> None:
         """Lock the file until it is closed: against all who lock it, or (LOCK_SH) who write."""
         try:
             fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
@@ -345,7 +350,7 @@ def _behind(buffers: Sequence[memoryview], count: int) -> Sequence[memoryview]:
     return []
 
 
-def _open_without_access_time(path: Path, flags: int) -> int:
+def _open_without_access_time(path: str | os.PathLike[str], flags: int) -> int:
     """Open; where the file is ours, reading it leaves its access time to the program."""
     try:
         return os.open(path, flags | getattr(os, "O_NOATIME", 0))

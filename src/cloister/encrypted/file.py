@@ -65,20 +65,20 @@ class EncryptedFile(EncryptedContent):
             InUseError: another process has it open in a way that excludes this one.
             OSError: the host refuses.
         """
-        path = Path(host_path)
+        name = os.fspath(host_path)
         main = FileBacking.open(
-            path if reach is None else Path(reach),
+            name if reach is None else reach,
             writable=writable,
-            name=path,
+            name=name,
             against_writers=against_writers,
         )
-        store = FileRecoveryStore(lambda: recovery_paths(path), main)
+        store = FileRecoveryStore(lambda: recovery_paths(Path(name)), main)
         try:
             return cls.open(
                 main,
                 key,
                 embedded_path,
-                name=str(path),
+                name=name,
                 store=store,
                 writable=writable,
                 version=version,

@@ -18,6 +18,8 @@ from typing import Any, Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.cmac import CMAC
 
 from cloister.encrypted.constants import (
     CHILDREN_PER_MHT,
@@ -200,9 +202,6 @@ def parse_header(node: bytes) -> Header:
 
 def metadata_key(wrap_key: bytes, nonce: bytes) -> bytes:
     """Derive the key of node 0: NIST SP 800-108 counter mode over AES-128-CMAC, one block."""
-    from cryptography.hazmat.primitives.ciphers.algorithms import AES
-    from cryptography.hazmat.primitives.cmac import CMAC
-
     cmac = CMAC(AES(wrap_key))
     cmac.update(struct.pack("<I64s32sI", 1, KDF_LABEL, nonce, 0x80))
     return cmac.finalize()

@@ -147,18 +147,14 @@ class EncryptedNode(Node):
 
             with self.translated(Intent.READ):
                 self._content = probe(
-                    self._host_name(), self._key(), self.place.path, reach=self._reach()
+                    self.place.host, self._key(), self.place.path, reach=self._reach()
                 )
             self._known = version
         return self._content.size
 
-    def _host_name(self) -> str:
-        """Return where recovery files lie, and what errors call the file."""
-        return self.place.use() if self._anchor < 0 else self.place.host
-
-    def _reach(self) -> str | None:
-        """Return a path of the very file that is open, if one is."""
-        return None if self._anchor < 0 else f"/proc/self/fd/{self._anchor}"
+    def _reach(self) -> str:
+        """Return a path of the very file that is open, or of the one that has the name."""
+        return self.place.reach() if self._anchor < 0 else f"/proc/self/fd/{self._anchor}"
 
     def attributes(self) -> Attributes:
         """Return the host's attributes with the plaintext size."""
@@ -348,7 +344,7 @@ class EncryptedNode(Node):
             before.close()  # its lock would be in the way
         with self.translated(Intent.READ):
             engine = EncryptedFile.open_path(
-                self._host_name(), self._key(), self.place.path, writable=writing,
+                self.place.host, self._key(), self.place.path, writable=writing,
                 reach=self._reach(), against_writers=True,
             )  # fmt: skip
         if self._content is None or engine.digest != self._content.digest:
