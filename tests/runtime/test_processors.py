@@ -71,12 +71,12 @@ def test_processors_poll_while_a_program_asks_for_files(app: App) -> None:
     with app.start_shell(ASKING) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == "ready\n"
+        polling = wait_for(lambda: asked() == 0)
         held = holders(run.pid)
-        found = asked()
         run.terminate()
         assert run.wait(20) == 128 + signal.SIGTERM
+    assert polling
     assert len(held) == 1
-    assert found == 0
     wait_until_gone(held)
 
 
@@ -86,6 +86,7 @@ def test_processors_halt_again_when_the_runtime_is_killed(app: App) -> None:
     with app.start_shell(ASKING) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == "ready\n"
+        assert wait_for(lambda: bool(holders(run.pid)))
         held = holders(run.pid)
         run.kill()
         run.wait(20)

@@ -137,6 +137,7 @@ def _let_poll(words: memoryview) -> None:
 
 
 def _await_end_of_requests(words: memoryview) -> None:
+    """Wait until none has come for 20 ms."""
     seen = None
     while seen != words[_BEATS]:
         seen = words[_BEATS]
@@ -144,6 +145,7 @@ def _await_end_of_requests(words: memoryview) -> None:
 
 
 def _await_requests(words: memoryview) -> None:
+    """Wait until one has come, and look ever more seldom."""
     seen, rest = words[_BEATS], _SHORTEST_REST
     while seen == words[_BEATS]:
         time.sleep(rest)
