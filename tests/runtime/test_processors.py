@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import struct
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from applications import App
+from applications import CLOISTER, App
 from cloister.runtime.processors import MOST_PROCESSORS
 from processes import descendants, wait_until_gone
 
@@ -19,12 +20,21 @@ LATENCY = Path("/dev/cpu_dma_latency")
 IDLE_STATE = Path("/sys/devices/system/cpu/cpu0/cpuidle/state0/name")
 ASKING = "echo ready; while :; do ls /bin > /dev/null; done"
 RESTING = "echo ready; sleep 60"
+OWN_DEVICES = """
+mount -t tmpfs none "$0"
+for device in fuse null random tty urandom zero; do cp -a /dev/$device "$0"; done
+mkdir "$0/pts" "$0/shm"
+mount --bind "$0" /dev
+"$@"
+ls /dev
+"""
 
 
 def polls() -> bool:
     few = len(os.sched_getaffinity(0)) > 1 and (os.cpu_count() or 0) <= MOST_PROCESSORS
     return (
         few
+        and LATENCY.is_char_device()
         and os.access(LATENCY, os.W_OK)
         and IDLE_STATE.exists()
         and IDLE_STATE.read_text() == "POLL\n"
@@ -104,3 +114,23 @@ def test_processors_may_halt_while_a_program_rests(app: App) -> None:
         run.terminate()
         run.wait(20)
     assert released
+
+
+@only_where_processors_poll
+def test_no_file_is_made_where_there_is_no_such_device(
+    app: App, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As in containers, whose root may write to /dev."""
+    devices = str(tmp_path_factory.mktemp("devices"))
+    app.build_shell()
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "sh", "-ec", OWN_DEVICES, devices),
+            *(*CLOISTER, "run", "app", "-c", "echo ran"),
+        ],
+        cwd=app.directory,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "ran\nfuse\nnull\npts\nrandom\nshm\ntty\nurandom\nzero\n"

@@ -17,6 +17,7 @@ import pickle
 import signal
 import socket
 import struct
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -407,9 +408,7 @@ def _send_secrets(
 
 def _failure(error: Exception) -> _Failure:
     """Return an error that can be sent; a defect of ours is told by its name."""
-    from traceback import format_exc
-
     if not isinstance(error, CloisterError | OSError):
         told = PlatformError(f"internal error in the process that holds the enclave: {error!r}")
-        return _Failure(told, format_exc())
-    return _Failure(error, format_exc())
+        return _Failure(told, traceback.format_exc())
+    return _Failure(error, traceback.format_exc())

@@ -22,6 +22,7 @@ import contextlib
 import mmap
 import os
 import signal
+import stat
 import struct
 import time
 from pathlib import Path
@@ -115,10 +116,17 @@ def _can_poll() -> bool:
     try:
         if _IDLE_STATE.read_text() != "POLL\n":
             return False
-        _LATENCY.open("wb", buffering=0).close()  # asks for nothing yet; only trying tells
+        latency = _open_latency()  # asks for nothing yet; only trying tells
     except OSError:
         return False
-    return True
+    try:
+        return stat.S_ISCHR(os.fstat(latency).st_mode)
+    finally:
+        os.close(latency)
+
+
+def _open_latency() -> int:
+    return os.open(_LATENCY, os.O_WRONLY | os.O_CLOEXEC)
 
 
 def _let_poll(words: memoryview) -> None:
@@ -128,16 +136,16 @@ def _let_poll(words: memoryview) -> None:
     """
     linux.set_dumpable(False)
     let_go()
-    with _LATENCY.open("wb", buffering=0) as latency:
-        while True:
-            latency.write(_NO_LATENCY)
-            _await_end_of_requests(words)
-            latency.write(_ANY_LATENCY)
-            _await_requests(words)
+    latency = _open_latency()
+    while True:
+        os.write(latency, _NO_LATENCY)
+        _await_end_of_requests(words)
+        os.write(latency, _ANY_LATENCY)
+        _await_requests(words)
 
 
 def _await_end_of_requests(words: memoryview) -> None:
-    """Wait until none has come for 20 ms."""
+    """Wait until none has come for 20 ms; that is seen after 40 at most."""
     seen = None
     while seen != words[_BEATS]:
         seen = words[_BEATS]
