@@ -1,4 +1,4 @@
-"""What C programs see of files and processes: natively, in direct mode and in an enclave.
+"""What C and C++ programs see of files and processes: natively, in direct mode and in an enclave.
 
 The kernel is the oracle: whatever the native run says is right, over every kind of mount.
 """
@@ -32,15 +32,18 @@ SCRIPT = "; ".join(f"echo '== {place}'; cd /{place} && /compiled/{{0}}" for plac
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the compiled programs."""
-    compiler = shutil.which("cc")
-    if compiler is None:
+    """A directory with the compiled programs: those in C++ only where it can be compiled."""
+    if shutil.which("cc") is None:
         pytest.skip("no C compiler (cc)")
     directory = tmp_path_factory.mktemp("compiled")
-    for name in ("files", "processes"):
-        source = PROGRAMS / f"{name}.c"
-        target = directory / name
+    for compiler, name in (("cc", "files.c"), ("cc", "processes.c"), ("c++", "streams.cc")):
+        if shutil.which(compiler) is None:
+            continue
+        source = PROGRAMS / name
+        target = directory / source.stem
         command = [compiler, "-w", "-O1", "-pthread", "-o", str(target), str(source), "-lrt"]
+        if compiler == "c++":
+            command += ["-static-libstdc++", "-static-libgcc"]
         subprocess.run(command, check=True)
     return directory
 
@@ -87,7 +90,7 @@ def mounted(programs: Path, memory: Path, request: pytest.FixtureRequest) -> App
     app.settings["sgx.enclave_size"] = '"4G"'  # 256 threads have 256 stacks
     app.settings["sgx.max_threads"] = "512"
     app.settings["sys.stack.size"] = '"2M"'
-    app.trusted += ["file:bin/files", "file:bin/processes"]
+    app.trusted += [f"file:bin/{program.name}" for program in programs.iterdir()]
     return app
 
 
@@ -108,18 +111,20 @@ def compare(native: Outcomes, printed: str, *, same_everywhere: bool) -> None:
         assert lines == expected, place
 
 
-@pytest.mark.parametrize("program", ["files", "processes"])
+@pytest.mark.parametrize("program", ["files", "processes", "streams"])
 @pytest.mark.parametrize("mode", ["direct", "enclave"])
 def test_same_as_native(
     mounted: App, native: Callable[..., Outcomes], mode: str, program: str
 ) -> None:
+    if not (mounted.directory / "bin" / program).exists():
+        pytest.skip("no C++ compiler (c++)")
     script = SCRIPT.format(program)
     if mode == "direct":
         done = mounted.direct(["/bin/sh", "-c", script], errors="surrogateescape")
     else:
         mounted.build_shell()
         done = mounted.run_shell(script)
-    compare(native(program), done.stdout, same_everywhere=program == "processes")
+    compare(native(program), done.stdout, same_everywhere=program != "files")
 
 
 @pytest.mark.long
