@@ -7,7 +7,8 @@ import signal
 import struct
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -75,45 +76,43 @@ def wait_for(condition: Callable[[], bool]) -> bool:
     return True
 
 
+@contextmanager
+def running(app: App, script: str) -> Iterator[subprocess.Popen[str]]:
+    """A run of a script that has said that it is ready; it is killed at the end."""
+    app.build_shell()
+    with app.start_shell(script) as run:
+        try:
+            assert run.stdout is not None
+            assert run.stdout.readline() == "ready\n"
+            yield run
+        finally:
+            run.kill()
+
+
 @only_where_processors_poll
 def test_processors_poll_while_a_program_asks_for_files(app: App) -> None:
-    app.build_shell()
-    with app.start_shell(ASKING) as run:
-        assert run.stdout is not None
-        assert run.stdout.readline() == "ready\n"
-        polling = wait_for(lambda: asked() == 0)
+    with running(app, ASKING) as run:
+        assert wait_for(lambda: asked() == 0)
         held = holders(run.pid)
         run.terminate()
         assert run.wait(20) == 128 + signal.SIGTERM
-    assert polling
     assert len(held) == 1
     wait_until_gone(held)
 
 
 @only_where_processors_poll
 def test_processors_halt_again_when_the_runtime_is_killed(app: App) -> None:
-    app.build_shell()
-    with app.start_shell(ASKING) as run:
-        assert run.stdout is not None
-        assert run.stdout.readline() == "ready\n"
+    with running(app, ASKING) as run:
         assert wait_for(lambda: bool(holders(run.pid)))
         held = holders(run.pid)
-        run.kill()
-        run.wait(20)
     assert len(held) == 1
     wait_until_gone(held)
 
 
 @only_where_processors_poll
 def test_processors_may_halt_while_a_program_rests(app: App) -> None:
-    app.build_shell()
-    with app.start_shell(RESTING) as run:
-        assert run.stdout is not None
-        assert run.stdout.readline() == "ready\n"
-        released = wait_for(lambda: asked() > 0)
-        run.terminate()
-        run.wait(20)
-    assert released
+    with running(app, RESTING):
+        assert wait_for(lambda: asked() > 0)
 
 
 @only_where_processors_poll
